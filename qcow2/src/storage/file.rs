@@ -1,0 +1,170 @@
+//! Storage in a regular file or block device.
+
+use std::fs::{File, OpenOptions};
+use std::io;
+use std::os::unix::fs::{FileExt, FileTypeExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
+
+use nix::fcntl::{FallocateFlags, fallocate};
+use nix::unistd::Whence;
+
+use super::{Storage, lock};
+use crate::convert::{to_u64, to_usize};
+
+pub use super::lock::Sharing;
+
+/// Largest buffer of zeros written when the file system cannot make zeros by itself.
+const ZERO_BUFFER_BYTES: u64 = 1 << 20;
+
+/// An open image file with QEMU-compatible locks on it.
+#[derive(Debug)]
+pub struct FileStorage {
+    file: File,
+    path: PathBuf,
+    writable: bool,
+}
+
+impl FileStorage {
+    /// Opens an existing file or block device and takes the locks that QEMU would take.
+    ///
+    /// # Errors
+    /// When it is missing, is neither a regular file nor a block device (a FIFO would hang), or is
+    /// in use by somebody that does not share it.
+    pub fn open(path: &Path, write: bool, sharing: Sharing) -> io::Result<Self> {
+        let file = OpenOptions::new()
+            .read(true)
+            .write(write)
+            .custom_flags(nix::libc::O_NONBLOCK | nix::libc::O_CLOEXEC)
+            .open(path)?;
+        let kind = file.metadata()?.file_type();
+        if !kind.is_file() && !kind.is_block_device() {
+            return Err(io::Error::new(
+                io::ErrorKind::InvalidInput,
+                "not a regular file or block device",
+            ));
+        }
+        lock::acquire(&file, write, sharing)?;
+        Ok(Self { file, path: path.to_owned(), writable: write })
+    }
+
+    /// Creates the file, or takes an existing one that nobody uses and empties it.
+    ///
+    /// # Errors
+    /// As [`open`](Self::open), or when the directory cannot be written.
+    pub fn create(path: &Path) -> io::Result<Self> {
+        let file = OpenOptions::new().read(true).write(true).create_new(true).open(path);
+        match file {
+            Ok(file) => {
+                lock::acquire(&file, true, Sharing::Exclusive)?;
+                Ok(Self { file, path: path.to_owned(), writable: true })
+            }
+            Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {
+                let storage = Self::open(path, true, Sharing::Exclusive)?;
+                storage.file.set_len(0)?;
+                Ok(storage)
+            }
+            Err(error) => Err(error),
+        }
+    }
+
+    /// The path it was opened under.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    fn write_zero_buffers(&self, offset: u64, len: u64) -> io::Result<()> {
+        let buffer = vec![0; to_usize(len.min(ZERO_BUFFER_BYTES))];
+        let mut done = 0;
+        while done < len {
+            let step = (len - done).min(ZERO_BUFFER_BYTES);
+            self.file.write_all_at(&buffer[..to_usize(step)], offset + done)?;
+            done += step;
+        }
+        Ok(())
+    }
+
+    fn allocate(&self, flags: FallocateFlags, offset: u64, len: u64) -> io::Result<bool> {
+        let (Ok(offset), Ok(len)) = (i64::try_from(offset), i64::try_from(len)) else {
+            return Err(io::ErrorKind::FileTooLarge.into());
+        };
+        match fallocate(&self.file, flags, offset, len) {
+            Ok(()) => Ok(true),
+            Err(nix::errno::Errno::EOPNOTSUPP | nix::errno::Errno::ENOSYS) => Ok(false),
+            Err(error) => Err(error.into()),
+        }
+    }
+}
+
+impl Storage for FileStorage {
+    fn read_at(&self, buf: &mut [u8], offset: u64) -> io::Result<usize> {
+        let mut done = 0;
+        while done < buf.len() {
+            match self.file.read_at(&mut buf[done..], offset + to_u64(done)) {
+                Ok(0) => break,
+                Ok(count) => done += count,
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(done)
+    }
+
+    fn write_at(&self, buf: &[u8], offset: u64) -> io::Result<()> {
+        self.file.write_all_at(buf, offset)
+    }
+
+    fn write_zeroes(&self, offset: u64, len: u64) -> io::Result<()> {
+        if len == 0 {
+            return Ok(());
+        }
+        let end = self.len()?;
+        if offset >= end {
+            return self.file.set_len(offset + len);
+        }
+        let punch = FallocateFlags::FALLOC_FL_PUNCH_HOLE | FallocateFlags::FALLOC_FL_KEEP_SIZE;
+        if !self.allocate(punch, offset, len)? {
+            return self.write_zero_buffers(offset, len);
+        }
+        if offset + len > end { self.file.set_len(offset + len) } else { Ok(()) }
+    }
+
+    fn discard(&self, offset: u64, len: u64) -> io::Result<()> {
+        let punch = FallocateFlags::FALLOC_FL_PUNCH_HOLE | FallocateFlags::FALLOC_FL_KEEP_SIZE;
+        self.allocate(punch, offset, len).map(|_| ())
+    }
+
+    fn flush(&self) -> io::Result<()> {
+        self.file.sync_data()
+    }
+
+    fn len(&self) -> io::Result<u64> {
+        let metadata = self.file.metadata()?;
+        if metadata.file_type().is_block_device() {
+            let end = nix::unistd::lseek(&self.file, 0, Whence::SeekEnd)?;
+            return u64::try_from(end).map_err(io::Error::other);
+        }
+        Ok(metadata.len())
+    }
+
+    fn set_len(&self, len: u64) -> io::Result<()> {
+        self.file.set_len(len)
+    }
+
+    fn writable(&self) -> bool {
+        self.writable
+    }
+
+    fn name(&self) -> String {
+        self.path.display().to_string()
+    }
+
+    fn hole_at(&self, offset: u64) -> io::Result<u64> {
+        let Ok(start) = i64::try_from(offset) else { return Ok(0) };
+        match nix::unistd::lseek(&self.file, start, Whence::SeekData) {
+            Ok(data) => Ok(u64::try_from(data).map_err(io::Error::other)?.saturating_sub(offset)),
+            // Past the last data: the rest of the file is a hole.
+            Err(nix::errno::Errno::ENXIO) => Ok(self.len()?.saturating_sub(offset)),
+            Err(_) => Ok(0),
+        }
+    }
+}

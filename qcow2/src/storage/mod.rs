@@ -1,0 +1,66 @@
+//! The seam between the engine and whatever holds the bytes of an image.
+//!
+//! This is the only place where the engine meets the operating system. Everything above works on
+//! a [`Storage`]; the crash and fault tests put their own behind it.
+//!
+//! Contract of every implementation:
+//! - All calls take `&self` and may run on many threads at once; overlapping writes are ordered by
+//!   the caller.
+//! - A write is durable only after a later [`Storage::flush`] returned `Ok`. Until then any subset
+//!   of its sectors may survive a crash.
+//! - After a failed flush nothing written since the last good one may be assumed durable.
+
+mod file;
+mod lock;
+mod mapped;
+mod memory;
+
+use std::fmt::Debug;
+use std::io;
+
+pub use file::{FileStorage, Sharing};
+pub use mapped::MappedStorage;
+pub use memory::MemoryStorage;
+
+/// Random-access bytes with an explicit durability barrier.
+pub trait Storage: Send + Sync + Debug {
+    /// Reads into `buf` from byte `offset`; returns the bytes read, fewer than asked only at the
+    /// end of the storage (zero at or beyond it).
+    fn read_at(&self, buf: &mut [u8], offset: u64) -> io::Result<usize>;
+
+    /// Writes all of `buf` at byte `offset`, growing the storage if it ends before.
+    fn write_at(&self, buf: &[u8], offset: u64) -> io::Result<()>;
+
+    /// Makes `len` bytes from `offset` read as zero, growing the storage if it ends before.
+    fn write_zeroes(&self, offset: u64, len: u64) -> io::Result<()>;
+
+    /// Says that the content of the range is no longer needed. Afterwards it reads as its old
+    /// content or as zeros; a storage that cannot give space back does nothing.
+    fn discard(&self, offset: u64, len: u64) -> io::Result<()>;
+
+    /// Makes every completed write durable.
+    fn flush(&self) -> io::Result<()>;
+
+    /// Length in bytes.
+    fn len(&self) -> io::Result<u64>;
+
+    /// Whether the storage holds no byte.
+    fn is_empty(&self) -> io::Result<bool> {
+        Ok(self.len()? == 0)
+    }
+
+    /// Cuts or grows (with zeros) to `len` bytes.
+    fn set_len(&self, len: u64) -> io::Result<()>;
+
+    /// Whether writing is possible at all.
+    fn writable(&self) -> bool;
+
+    /// What an error message calls it: a path for a file.
+    fn name(&self) -> String;
+
+    /// Bytes in a row at `offset` that certainly read as zero because nothing is stored there;
+    /// zero when that is unknown. A hint that saves reading holes, never needed for correctness.
+    fn hole_at(&self, _offset: u64) -> io::Result<u64> {
+        Ok(0)
+    }
+}
