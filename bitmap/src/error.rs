@@ -9,7 +9,7 @@ use crate::Granularity;
 #[non_exhaustive]
 pub enum Error {
     /// A range of disk bytes ends past the disk's end, or ends before it starts.
-    #[error("range {}..{} does not lie within a disk of {disk_bytes} bytes", range.start, range.end)]
+    #[error("range {range:?} does not lie within a disk of {disk_bytes} bytes")]
     OutOfRange {
         /// The range asked for, in bytes of the disk.
         range: Range<u64>,
@@ -24,7 +24,7 @@ pub enum Error {
         /// The disk size of the argument, in bytes.
         theirs: u64,
     },
-    /// The serialized bits would be larger than [`MAX_SERIALIZED_BYTES`](crate::MAX_SERIALIZED_BYTES).
+    /// The serialized bits would exceed [`MAX_SERIALIZED_BYTES`](crate::MAX_SERIALIZED_BYTES).
     #[error("a bitmap of {serialized_bytes} bytes is larger than the limit of {limit} bytes")]
     TooLarge {
         /// The size that the serialized bits would have, in bytes.
