@@ -5,10 +5,9 @@
     reason = "lists of one range are meant"
 )]
 
-#[expect(dead_code, reason = "the helpers serve several test files")]
 mod common;
 
-use common::{Model, SECTOR, bitmap, bits, index, one_shape, rounded, sectors, two_shapes};
+use common::{bitmap, bits, one_shape, rounded, sectors, two_shapes};
 use proptest::prelude::*;
 use tidemark_bitmap::{Bitmap, Error, Granularity, Page, Shape};
 
