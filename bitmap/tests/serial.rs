@@ -1,5 +1,9 @@
 //! The serialized form: bit order, tail, and the canonical chunks that a checksum runs over.
 #![expect(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
+#![expect(
+    clippy::single_range_in_vec_init,
+    reason = "lists of one range are meant"
+)]
 
 #[expect(dead_code, reason = "the helpers serve several test files")]
 mod common;
