@@ -299,8 +299,14 @@ impl FormatError {
     /// The engine's error, with the file's name.
     pub fn in_image(self, image: &str) -> Error {
         match self {
-            Self::Damage(damage) => Error::Corrupt { image: image.to_owned(), damage },
-            Self::Feature(feature) => Error::Unsupported { image: image.to_owned(), feature },
+            Self::Damage(damage) => Error::Corrupt {
+                image: image.to_owned(),
+                damage,
+            },
+            Self::Feature(feature) => Error::Unsupported {
+                image: image.to_owned(),
+                feature,
+            },
         }
     }
 }

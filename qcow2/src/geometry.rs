@@ -32,13 +32,17 @@ impl Geometry {
 
     /// L2 tables, that is L1 entries, that a disk of `size` bytes needs.
     pub const fn l1_entries_for(&self, size: u64) -> u64 {
-        size.div_ceil(1 << self.cluster_bits).div_ceil(self.l2_entries())
+        size.div_ceil(1 << self.cluster_bits)
+            .div_ceil(self.l2_entries())
     }
 
     /// Index into L1 and into the L2 table below it.
     pub const fn table_indexes(&self, cluster: GuestCluster) -> (usize, usize) {
         let per_table = self.l2_entries();
-        (to_usize(cluster.0 / per_table), to_usize(cluster.0 % per_table))
+        (
+            to_usize(cluster.0 / per_table),
+            to_usize(cluster.0 % per_table),
+        )
     }
 
     /// Guest cluster that holds byte `offset` of the disk.
@@ -89,7 +93,10 @@ impl Geometry {
     /// Index into the refcount table and into the block below it.
     pub const fn refcount_indexes(&self, cluster: HostCluster) -> (usize, usize) {
         let per_block = self.refcounts_per_block();
-        (to_usize(cluster.0 / per_block), to_usize(cluster.0 % per_block))
+        (
+            to_usize(cluster.0 / per_block),
+            to_usize(cluster.0 % per_block),
+        )
     }
 
     /// Entries of a table of `clusters` whole clusters of 8-byte entries.

@@ -1,8 +1,26 @@
-//! Work in progress.
-pub mod convert;
+//! A qcow2 engine with crash-safe persistent dirty bitmaps.
+//!
+//! Layers, bottom up; each uses those above it in this list and never those below:
+//! [`format`] (bytes and values), [`storage`] (the only code that meets the system), `cache`
+//! (mapping tables), `alloc` (who owns a cluster), [`image`] (the virtual disk), [`bitmaps`]
+//! (persistent bitmaps).
+
+mod alloc;
+pub mod bitmaps;
+mod cache;
+mod convert;
 pub mod error;
 pub mod format;
 pub mod geometry;
+pub mod image;
 pub mod storage;
 pub mod units;
-pub use error::{Error, Result};
+
+pub use bitmaps::{BitmapInfo, proof};
+pub use error::{Damage, Error, Feature, Mistake, Result};
+pub use format::chain;
+pub use image::{
+    BackingReference, CreateOptions, Extent, Gate, Image, NoFiles, OpenOptions, PlainFiles, Update,
+};
+pub use storage::{FileStorage, MappedStorage, MemoryStorage, Sharing, Storage};
+pub use tidemark_bitmap::{Bitmap, Granularity};

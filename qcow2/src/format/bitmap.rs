@@ -49,8 +49,9 @@ impl BitmapsExtension {
             offset: to_u64(offset),
             problem,
         };
-        let data: &[u8; EXTENSION_BYTES] =
-            data.try_into().map_err(|_| damage("it must have exactly 24 bytes"))?;
+        let data: &[u8; EXTENSION_BYTES] = data
+            .try_into()
+            .map_err(|_| damage("it must have exactly 24 bytes"))?;
         let extension = Self {
             count: BigEndian::read_u32(&data[..4]),
             directory_bytes: BigEndian::read_u64(&data[8..16]),
@@ -136,9 +137,13 @@ impl DirectoryEntry {
     }
 
     fn decode(bytes: &[u8], number: usize, geometry: &Geometry) -> Result<Self, Damage> {
-        let damage = |problem| Damage::BitmapDirectory { index: number, problem };
-        let fixed: &[u8; ENTRY_BYTES] =
-            bytes.first_chunk().ok_or(damage("the directory ends inside the entry"))?;
+        let damage = |problem| Damage::BitmapDirectory {
+            index: number,
+            problem,
+        };
+        let fixed: &[u8; ENTRY_BYTES] = bytes
+            .first_chunk()
+            .ok_or(damage("the directory ends inside the entry"))?;
         let table_offset = HostOffset(BigEndian::read_u64(&fixed[..8]));
         let table_entries = BigEndian::read_u32(&fixed[8..12]);
         let flags = BigEndian::read_u32(&fixed[12..16]);
@@ -197,9 +202,14 @@ pub fn decode_directory(
     let mut names = std::collections::HashSet::new();
     let mut rest = bytes;
     for number in 0..index(count) {
-        let damage = |problem| Damage::BitmapDirectory { index: number, problem };
+        let damage = |problem| Damage::BitmapDirectory {
+            index: number,
+            problem,
+        };
         let entry = DirectoryEntry::decode(rest, number, geometry)?;
-        rest = rest.get(entry.span()..).ok_or(damage("the directory ends inside the entry"))?;
+        rest = rest
+            .get(entry.span()..)
+            .ok_or(damage("the directory ends inside the entry"))?;
         if !names.insert(entry.name.clone()) {
             return Err(damage("a bitmap of that name stands before it"));
         }
@@ -207,7 +217,10 @@ pub fn decode_directory(
     }
     if !rest.is_empty() {
         let problem = "the directory goes on behind the last entry";
-        return Err(Damage::BitmapDirectory { index: entries.len(), problem });
+        return Err(Damage::BitmapDirectory {
+            index: entries.len(),
+            problem,
+        });
     }
     Ok(entries)
 }
@@ -252,7 +265,12 @@ impl TableEntry {
                 (cluster, _) => Self::Cluster(cluster),
             });
         };
-        Err(Damage::Entry { table: "bitmap table", index: number, entry, problem })
+        Err(Damage::Entry {
+            table: "bitmap table",
+            index: number,
+            entry,
+            problem,
+        })
     }
 
     /// The raw entry.

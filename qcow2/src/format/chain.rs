@@ -310,7 +310,9 @@ impl ChainRecord {
 
     /// The entry of a checkpoint.
     pub fn checkpoint(&self, identity: Identity) -> Option<&CheckpointEntry> {
-        self.checkpoints.iter().find(|entry| entry.identity == identity)
+        self.checkpoints
+            .iter()
+            .find(|entry| entry.identity == identity)
     }
 
     /// The entry of a checkpoint, by name.
@@ -345,7 +347,10 @@ impl ChainRecord {
         }
         let mut reader = Reader(body.get(8..)?);
         let record = Self::read(&mut reader)?;
-        reader.0.is_empty().then_some((BigEndian::read_u32(body.get(4..8)?), record))
+        reader
+            .0
+            .is_empty()
+            .then_some((BigEndian::read_u32(body.get(4..8)?), record))
     }
 
     fn write(&self, out: &mut Vec<u8>, detail: Detail) {
@@ -387,19 +392,32 @@ impl ChainRecord {
         };
         let flags = reader.byte()?;
         let directory_digest = u32::from_be_bytes(reader.array()?);
-        let current = if flags & 1 != 0 { Some(Identity(reader.array()?)) } else { None };
-        let intent = if flags & 2 != 0 { Some(Intent::read(reader)?) } else { None };
-        let decisions =
-            (0..reader.byte()?).map(|_| Some(Identity(reader.array()?))).collect::<Option<_>>()?;
+        let current = if flags & 1 != 0 {
+            Some(Identity(reader.array()?))
+        } else {
+            None
+        };
+        let intent = if flags & 2 != 0 {
+            Some(Intent::read(reader)?)
+        } else {
+            None
+        };
+        let decisions = (0..reader.byte()?)
+            .map(|_| Some(Identity(reader.array()?)))
+            .collect::<Option<_>>()?;
         let descents = (0..reader.byte()?)
             .map(|_| {
                 let image = ImageUuid(reader.array()?);
-                Some(Descent { image, checkpoint: Identity(reader.array()?) })
+                Some(Descent {
+                    image,
+                    checkpoint: Identity(reader.array()?),
+                })
             })
             .collect::<Option<_>>()?;
         let count = u16::from_be_bytes(reader.array()?);
-        let checkpoints =
-            (0..count).map(|_| CheckpointEntry::read(reader)).collect::<Option<_>>()?;
+        let checkpoints = (0..count)
+            .map(|_| CheckpointEntry::read(reader))
+            .collect::<Option<_>>()?;
         Some(Self {
             image,
             scheme,
@@ -498,12 +516,27 @@ impl CheckpointEntry {
         let health = *Health::ALL.get(usize::from(reader.byte()?))?;
         let granularity = Granularity::from_bits(reader.byte()?)?;
         let has = |flag| flags & flag != 0;
-        let parent = if has(HAS_PARENT) { Some(Identity(reader.array()?)) } else { None };
-        let created = if has(HAS_TIME) { Some(reader.number()?) } else { None };
-        let disk_bytes = if has(HAS_SIZE) { Some(reader.number()?) } else { None };
+        let parent = if has(HAS_PARENT) {
+            Some(Identity(reader.array()?))
+        } else {
+            None
+        };
+        let created = if has(HAS_TIME) {
+            Some(reader.number()?)
+        } else {
+            None
+        };
+        let disk_bytes = if has(HAS_SIZE) {
+            Some(reader.number()?)
+        } else {
+            None
+        };
         let proof = if has(IS_FROZEN) {
             let checksum = u32::from_be_bytes(reader.array()?);
-            Proof::Frozen(FrozenProof { checksum, count: reader.number()? })
+            Proof::Frozen(FrozenProof {
+                checksum,
+                count: reader.number()?,
+            })
         } else if has(IS_RECORDING) {
             Proof::Recording(RecordingProof {
                 count: reader.number()?,
@@ -514,7 +547,16 @@ impl CheckpointEntry {
         } else {
             Proof::None
         };
-        Some(Self { identity, name, parent, created, disk_bytes, granularity, health, proof })
+        Some(Self {
+            identity,
+            name,
+            parent,
+            created,
+            disk_bytes,
+            granularity,
+            health,
+            proof,
+        })
     }
 }
 
@@ -577,11 +619,13 @@ pub enum Reading {
 
 /// Reads the record from the extension's data.
 pub fn read(data: &[u8]) -> Reading {
-    let Some(head) = Head::decode(data) else { return Reading::Damaged };
-    let Some(active) = head.active else { return Reading::Absent };
-    let slot = |number: usize| {
-        ChainRecord::decode_slot(data.get(*head.slots.get(number)?..)?)
+    let Some(head) = Head::decode(data) else {
+        return Reading::Damaged;
     };
+    let Some(active) = head.active else {
+        return Reading::Absent;
+    };
+    let slot = |number: usize| ChainRecord::decode_slot(data.get(*head.slots.get(number)?..)?);
     match (slot(active), slot(1 - active)) {
         (Some((generation, record)), _) if generation == head.generation => {
             Reading::Current(record)

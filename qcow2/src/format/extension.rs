@@ -79,7 +79,9 @@ pub fn parse(header: &Header, cluster: &[u8]) -> Result<(Vec<Extension>, usize),
     };
     let mut list = Vec::new();
     let mut at = header.length;
-    while let Some(head) = cluster.get(at..bound).and_then(|rest| rest.first_chunk::<HEAD_BYTES>())
+    while let Some(head) = cluster
+        .get(at..bound)
+        .and_then(|rest| rest.first_chunk::<HEAD_BYTES>())
     {
         let kind = BigEndian::read_u32(&head[..4]);
         if kind == END {
@@ -101,7 +103,11 @@ pub fn parse(header: &Header, cluster: &[u8]) -> Result<(Vec<Extension>, usize),
         if kind == BACKING_FORMAT && data.len() > MAX_BACKING_FORMAT_BYTES {
             return Err(damage("a backing format has at most 15 bytes").into());
         }
-        list.push(Extension { kind, data_offset: start, data: data.to_vec() });
+        list.push(Extension {
+            kind,
+            data_offset: start,
+            data: data.to_vec(),
+        });
         at = start + data.len().next_multiple_of(8);
     }
     Ok((list, at.min(bound)))
@@ -110,12 +116,17 @@ pub fn parse(header: &Header, cluster: &[u8]) -> Result<(Vec<Extension>, usize),
 /// Name that the image's feature name table gives to an incompatible bit, control characters
 /// escaped.
 pub fn incompatible_name(extensions: &[Extension], bit: u8) -> Option<String> {
-    let table = extensions.iter().find(|extension| extension.kind == FEATURE_NAMES)?;
+    let table = extensions
+        .iter()
+        .find(|extension| extension.kind == FEATURE_NAMES)?;
     table.data.chunks_exact(48).find_map(|entry| {
         let (&kind, rest) = entry.split_first()?;
         let (&number, name) = rest.split_first()?;
         (kind == 0 && number == bit).then(|| {
-            let end = name.iter().position(|&byte| byte == 0).unwrap_or(name.len());
+            let end = name
+                .iter()
+                .position(|&byte| byte == 0)
+                .unwrap_or(name.len());
             String::from_utf8_lossy(name.get(..end).unwrap_or_default())
                 .escape_debug()
                 .to_string()
@@ -141,5 +152,9 @@ pub fn feature_names() -> Extension {
         entry[1] = bit;
         entry[2..2 + name.len()].copy_from_slice(name.as_bytes());
     }
-    Extension { kind: FEATURE_NAMES, data_offset: 0, data }
+    Extension {
+        kind: FEATURE_NAMES,
+        data_offset: 0,
+        data,
+    }
 }

@@ -109,13 +109,18 @@ impl Header {
         if magic != MAGIC {
             return Err(Feature::NotQcow2 { magic }.into());
         }
-        let fixed: &[u8; V2_LENGTH] =
-            bytes.first_chunk().ok_or(Damage::Truncated { structure: "header" })?;
+        let fixed: &[u8; V2_LENGTH] = bytes.first_chunk().ok_or(Damage::Truncated {
+            structure: "header",
+        })?;
         let version = BigEndian::read_u32(&fixed[4..8]);
         if version != 2 && version != 3 {
             return Err(Feature::Version(version).into());
         }
-        let tail = if version == 2 { Tail::VERSION_2 } else { Tail::from_bytes(bytes)? };
+        let tail = if version == 2 {
+            Tail::VERSION_2
+        } else {
+            Tail::from_bytes(bytes)?
+        };
         let header = Self {
             geometry: Geometry {
                 cluster_bits: BigEndian::read_u32(&fixed[20..24]),
@@ -197,7 +202,10 @@ impl Header {
         }
         let table_bytes = u64::from(self.refcount_table_clusters) << geometry.cluster_bits;
         if table_bytes > limits::MAX_REFCOUNT_TABLE_BYTES || table_bytes == 0 {
-            return field("refcount_table_clusters", self.refcount_table_clusters.into());
+            return field(
+                "refcount_table_clusters",
+                self.refcount_table_clusters.into(),
+            );
         }
         if self.snapshot_count > limits::MAX_SNAPSHOTS {
             return field("nb_snapshots", self.snapshot_count.into());
@@ -214,7 +222,11 @@ impl Header {
         ];
         for (field, offset) in places {
             if !self.geometry.is_aligned(offset) || offset.0 >= limits::MAX_HOST_OFFSET {
-                return Err(Damage::HeaderField { field, value: offset.0 }.into());
+                return Err(Damage::HeaderField {
+                    field,
+                    value: offset.0,
+                }
+                .into());
             }
         }
         Ok(())
@@ -224,16 +236,26 @@ impl Header {
         if self.backing_name_offset == 0 {
             return Ok(());
         }
-        let end = self.backing_name_offset.checked_add(self.backing_name_length.into());
+        let end = self
+            .backing_name_offset
+            .checked_add(self.backing_name_length.into());
         if self.backing_name_length > limits::MAX_BACKING_NAME_BYTES {
             let value = self.backing_name_length.into();
-            return Err(Damage::HeaderField { field: "backing_file_size", value }.into());
+            return Err(Damage::HeaderField {
+                field: "backing_file_size",
+                value,
+            }
+            .into());
         }
         if end.is_none_or(|end| end > self.geometry.cluster_bytes())
             || to_usize(self.backing_name_offset) < self.length
         {
             let value = self.backing_name_offset;
-            return Err(Damage::HeaderField { field: "backing_file_offset", value }.into());
+            return Err(Damage::HeaderField {
+                field: "backing_file_offset",
+                value,
+            }
+            .into());
         }
         Ok(())
     }
@@ -262,14 +284,20 @@ impl Tail {
     };
 
     fn from_bytes(bytes: &[u8]) -> Result<Self, FormatError> {
-        let short = Damage::Truncated { structure: "header" };
+        let short = Damage::Truncated {
+            structure: "header",
+        };
         let fixed: &[u8; V3_MIN_LENGTH] = bytes.first_chunk().ok_or(short.clone())?;
         let raw_length = BigEndian::read_u32(&fixed[100..104]);
         let length = index(raw_length);
         // The format asks for a multiple of 8; without it the extensions cannot be found.
         if length < V3_MIN_LENGTH || !length.is_multiple_of(8) {
             let value = raw_length.into();
-            return Err(Damage::HeaderField { field: "header_length", value }.into());
+            return Err(Damage::HeaderField {
+                field: "header_length",
+                value,
+            }
+            .into());
         }
         let whole = bytes.get(..length).ok_or(short)?;
         let incompatible = BigEndian::read_u64(&fixed[72..80]);
@@ -277,7 +305,11 @@ impl Tail {
         let compression_bit = incompatible & incompatible::COMPRESSION != 0;
         if compression_type > 1 || compression_bit != (compression_type != 0) {
             let value = compression_type.into();
-            return Err(Damage::HeaderField { field: "compression_type", value }.into());
+            return Err(Damage::HeaderField {
+                field: "compression_type",
+                value,
+            }
+            .into());
         }
         Ok(Self {
             incompatible,

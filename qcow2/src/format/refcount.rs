@@ -17,7 +17,9 @@ pub fn count(block: &[u8], order: u32, index: usize) -> u64 {
     match order {
         0..=2 => {
             let bits = 1 << order;
-            block.view_bits::<Lsb0>()[index * bits..(index + 1) * bits].load_le::<u8>().into()
+            block.view_bits::<Lsb0>()[index * bits..(index + 1) * bits]
+                .load_le::<u8>()
+                .into()
         }
         3 => block[index].into(),
         4 => BigEndian::read_u16(&block[index * 2..]).into(),
@@ -59,5 +61,10 @@ pub fn block_offset(
     } else {
         return Ok((offset != HostOffset::ZERO).then_some(offset));
     };
-    Err(Damage::Entry { table: "refcount table", index, entry, problem })
+    Err(Damage::Entry {
+        table: "refcount table",
+        index,
+        entry,
+        problem,
+    })
 }

@@ -37,9 +37,17 @@ impl L1Entry {
         }
         if !geometry.is_aligned(offset) {
             let problem = "the L2 table is not cluster aligned";
-            return Err(Damage::Entry { table: "L1", index, entry, problem });
+            return Err(Damage::Entry {
+                table: "L1",
+                index,
+                entry,
+                problem,
+            });
         }
-        Ok(Self::Table { offset, copied: entry & COPIED != 0 })
+        Ok(Self::Table {
+            offset,
+            copied: entry & COPIED != 0,
+        })
     }
 
     /// The entry for an L2 table that only the active L1 refers to.
@@ -82,7 +90,12 @@ impl L2Entry {
     /// # Errors
     /// A data cluster that is not aligned, or a zero flag in version 2.
     pub fn decode(entry: u64, cluster: u64, geometry: &Geometry) -> Result<Self, Damage> {
-        let damage = |problem| Damage::Entry { table: "L2", index: cluster, entry, problem };
+        let damage = |problem| Damage::Entry {
+            table: "L2",
+            index: cluster,
+            entry,
+            problem,
+        };
         if entry & COMPRESSED != 0 {
             let offset_bits = 62 - (geometry.cluster_bits - 8);
             return Ok(Self::Compressed {

@@ -44,7 +44,11 @@ impl FileStorage {
             ));
         }
         lock::acquire(&file, write, sharing)?;
-        Ok(Self { file, path: path.to_owned(), writable: write })
+        Ok(Self {
+            file,
+            path: path.to_owned(),
+            writable: write,
+        })
     }
 
     /// Creates the file, or takes an existing one that nobody uses and empties it.
@@ -52,11 +56,19 @@ impl FileStorage {
     /// # Errors
     /// As [`open`](Self::open), or when the directory cannot be written.
     pub fn create(path: &Path) -> io::Result<Self> {
-        let file = OpenOptions::new().read(true).write(true).create_new(true).open(path);
+        let file = OpenOptions::new()
+            .read(true)
+            .write(true)
+            .create_new(true)
+            .open(path);
         match file {
             Ok(file) => {
                 lock::acquire(&file, true, Sharing::Exclusive)?;
-                Ok(Self { file, path: path.to_owned(), writable: true })
+                Ok(Self {
+                    file,
+                    path: path.to_owned(),
+                    writable: true,
+                })
             }
             Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {
                 let storage = Self::open(path, true, Sharing::Exclusive)?;
@@ -77,7 +89,8 @@ impl FileStorage {
         let mut done = 0;
         while done < len {
             let step = (len - done).min(ZERO_BUFFER_BYTES);
-            self.file.write_all_at(&buffer[..to_usize(step)], offset + done)?;
+            self.file
+                .write_all_at(&buffer[..to_usize(step)], offset + done)?;
             done += step;
         }
         Ok(())
@@ -125,7 +138,11 @@ impl Storage for FileStorage {
         if !self.allocate(punch, offset, len)? {
             return self.write_zero_buffers(offset, len);
         }
-        if offset + len > end { self.file.set_len(offset + len) } else { Ok(()) }
+        if offset + len > end {
+            self.file.set_len(offset + len)
+        } else {
+            Ok(())
+        }
     }
 
     fn discard(&self, offset: u64, len: u64) -> io::Result<()> {
@@ -159,9 +176,13 @@ impl Storage for FileStorage {
     }
 
     fn hole_at(&self, offset: u64) -> io::Result<u64> {
-        let Ok(start) = i64::try_from(offset) else { return Ok(0) };
+        let Ok(start) = i64::try_from(offset) else {
+            return Ok(0);
+        };
         match nix::unistd::lseek(&self.file, start, Whence::SeekData) {
-            Ok(data) => Ok(u64::try_from(data).map_err(io::Error::other)?.saturating_sub(offset)),
+            Ok(data) => Ok(u64::try_from(data)
+                .map_err(io::Error::other)?
+                .saturating_sub(offset)),
             // Past the last data: the rest of the file is a hole.
             Err(nix::errno::Errno::ENXIO) => Ok(self.len()?.saturating_sub(offset)),
             Err(_) => Ok(0),

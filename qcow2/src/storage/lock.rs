@@ -36,7 +36,11 @@ pub enum Sharing {
 /// # Errors
 /// `WouldBlock` with a sentence that says who can hold the image, or the system's error.
 pub(super) fn acquire(file: &File, write: bool, sharing: Sharing) -> io::Result<()> {
-    let used: &[i64] = if write { &[CONSISTENT_READ, WRITE, RESIZE] } else { &[CONSISTENT_READ] };
+    let used: &[i64] = if write {
+        &[CONSISTENT_READ, WRITE, RESIZE]
+    } else {
+        &[CONSISTENT_READ]
+    };
     let unshared: &[i64] = match sharing {
         Sharing::Exclusive => &[WRITE, RESIZE],
         Sharing::ForceShare => &[],

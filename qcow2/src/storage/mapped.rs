@@ -1,5 +1,8 @@
 //! A read-only file mapped into memory: the fastest random reader there is.
-#![expect(unsafe_code, reason = "mapping a file is unsafe by nature; see the contract of `open`")]
+#![expect(
+    unsafe_code,
+    reason = "mapping a file is unsafe by nature; see the contract of `open`"
+)]
 
 use std::fs::File;
 use std::io;
@@ -7,8 +10,8 @@ use std::path::{Path, PathBuf};
 
 use memmap2::Mmap;
 
-use super::lock::{self, Sharing};
 use super::Storage;
+use super::lock::{self, Sharing};
 use crate::convert::{to_u64, to_usize};
 
 /// A read-only mapping of a whole image file, held under the same locks as a reading
@@ -37,12 +40,19 @@ impl MappedStorage {
         // SAFETY: the mapping is private to this value and only read; that the file keeps its
         // length is the caller's promise.
         let map = unsafe { Mmap::map(&file)? };
-        Ok(Self { map, path: path.to_owned(), _file: file })
+        Ok(Self {
+            map,
+            path: path.to_owned(),
+            _file: file,
+        })
     }
 }
 
 fn read_only() -> io::Error {
-    io::Error::new(io::ErrorKind::PermissionDenied, "a mapped image is read-only")
+    io::Error::new(
+        io::ErrorKind::PermissionDenied,
+        "a mapped image is read-only",
+    )
 }
 
 impl Storage for MappedStorage {

@@ -20,7 +20,9 @@ impl MemoryStorage {
 
     /// A storage that holds `bytes`.
     pub fn from_bytes(bytes: Vec<u8>) -> Self {
-        Self { bytes: RwLock::new(bytes) }
+        Self {
+            bytes: RwLock::new(bytes),
+        }
     }
 
     /// A copy of all bytes as they are now.
@@ -29,11 +31,15 @@ impl MemoryStorage {
     }
 
     fn read(&self) -> std::sync::RwLockReadGuard<'_, Vec<u8>> {
-        self.bytes.read().unwrap_or_else(|poisoned| poisoned.into_inner())
+        self.bytes
+            .read()
+            .unwrap_or_else(|poisoned| poisoned.into_inner())
     }
 
     fn write(&self) -> std::sync::RwLockWriteGuard<'_, Vec<u8>> {
-        self.bytes.write().unwrap_or_else(|poisoned| poisoned.into_inner())
+        self.bytes
+            .write()
+            .unwrap_or_else(|poisoned| poisoned.into_inner())
     }
 }
 
@@ -50,7 +56,9 @@ impl Storage for MemoryStorage {
     fn write_at(&self, buf: &[u8], offset: u64) -> io::Result<()> {
         let mut bytes = self.write();
         let start = to_usize(offset);
-        let end = start.checked_add(buf.len()).ok_or(io::ErrorKind::FileTooLarge)?;
+        let end = start
+            .checked_add(buf.len())
+            .ok_or(io::ErrorKind::FileTooLarge)?;
         if bytes.len() < end {
             bytes.resize(end, 0);
         }
@@ -61,7 +69,9 @@ impl Storage for MemoryStorage {
     fn write_zeroes(&self, offset: u64, len: u64) -> io::Result<()> {
         let mut bytes = self.write();
         let start = to_usize(offset);
-        let end = start.checked_add(to_usize(len)).ok_or(io::ErrorKind::FileTooLarge)?;
+        let end = start
+            .checked_add(to_usize(len))
+            .ok_or(io::ErrorKind::FileTooLarge)?;
         if bytes.len() < end {
             bytes.resize(end, 0);
         }

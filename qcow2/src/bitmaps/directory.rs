@@ -1,0 +1,177 @@
+//! The bitmap directory of one image, as it is on disk.
+
+use tidemark_bitmap::{Granularity, Shape};
+
+use crate::convert::{index, to_u32, to_u64, to_usize};
+use crate::error::{Damage, Error, Mistake, Result};
+use crate::format::bitmap::{self, DirectoryEntry, TableEntry};
+use crate::geometry::Geometry;
+use crate::image::file::ImageFile;
+use crate::image::first_cluster::FirstCluster;
+use crate::units::HostOffset;
+
+/// What the directory says of one bitmap; no bit has been read for it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct BitmapInfo {
+    /// Its name; bytes that are not UTF-8 are replaced.
+    pub name: String,
+    /// Bytes of disk per bit.
+    pub granularity: Granularity,
+    /// It records every write.
+    pub auto: bool,
+    /// A writer holds it or died holding it.
+    pub in_use: bool,
+}
+
+impl From<&DirectoryEntry> for BitmapInfo {
+    fn from(entry: &DirectoryEntry) -> Self {
+        Self {
+            name: String::from_utf8_lossy(&entry.name).into_owned(),
+            granularity: entry.granularity,
+            auto: entry.auto,
+            in_use: entry.in_use,
+        }
+    }
+}
+
+/// The entries of the directory, or why they cannot be read.
+#[derive(Debug)]
+pub(crate) struct Directory {
+    entries: std::result::Result<Vec<DirectoryEntry>, Error>,
+    place: Option<(HostOffset, u64)>,
+}
+
+impl Directory {
+    /// Reads the directory that the first cluster names.
+    pub(crate) fn read(file: &ImageFile, first: &FirstCluster) -> Result<Self> {
+        let Some(extension) = first.content().bitmaps else {
+            return Ok(Self::new(Vec::new(), None));
+        };
+        let geometry = first.header().geometry;
+        let end = extension
+            .directory_offset
+            .0
+            .saturating_add(extension.directory_bytes);
+        if end > file.len()? {
+            let structure = "bitmap directory";
+            return Err(file.damage(Damage::Truncated { structure }));
+        }
+        let mut bytes = vec![0; to_usize(extension.directory_bytes)];
+        file.read(
+            &mut bytes,
+            extension.directory_offset,
+            "read bitmap directory",
+        )?;
+        let entries = bitmap::decode_directory(&bytes, extension.count, &geometry)
+            .map_err(|damage| file.damage(damage))?;
+        Ok(Self::new(
+            entries,
+            Some((extension.directory_offset, extension.directory_bytes)),
+        ))
+    }
+
+    pub(crate) fn new(entries: Vec<DirectoryEntry>, place: Option<(HostOffset, u64)>) -> Self {
+        Self {
+            entries: Ok(entries),
+            place,
+        }
+    }
+
+    /// A directory that nobody can read; the reason is given to whoever asks.
+    pub(crate) fn unreadable(error: Error) -> Self {
+        Self {
+            entries: Err(error),
+            place: None,
+        }
+    }
+
+    /// The entries in directory order.
+    pub(crate) fn entries(&self, file: &ImageFile) -> Result<&[DirectoryEntry]> {
+        match &self.entries {
+            Ok(entries) => Ok(entries),
+            Err(Error::Corrupt { damage, .. }) => Err(file.damage(damage.clone())),
+            Err(_) => {
+                let structure = "bitmap directory";
+                Err(file.damage(Damage::Truncated { structure }))
+            }
+        }
+    }
+
+    /// The entry of one bitmap.
+    pub(crate) fn find(&self, file: &ImageFile, name: &str) -> Result<&DirectoryEntry> {
+        self.entries(file)?
+            .iter()
+            .find(|entry| entry.name == name.as_bytes())
+            .ok_or_else(|| file.invalid(Mistake::NoSuchBitmap(name.to_owned())))
+    }
+
+    /// Offset and bytes of the directory itself.
+    pub(crate) fn place(&self) -> Option<(HostOffset, u64)> {
+        self.place
+    }
+
+    /// Offset and bytes of the directory and of every bitmap table.
+    pub(crate) fn places(&self) -> Vec<(HostOffset, u64)> {
+        let entries = self.entries.as_deref().unwrap_or_default();
+        let tables = entries.iter().map(|entry| {
+            (
+                entry.table_offset,
+                Geometry::entries_bytes(index(entry.table_entries)),
+            )
+        });
+        self.place.into_iter().chain(tables).collect()
+    }
+}
+
+/// The shape of a bitmap of this image: one page a cluster.
+pub(crate) fn shape(
+    file: &ImageFile,
+    geometry: &Geometry,
+    disk_bytes: u64,
+    granularity: Granularity,
+) -> Result<Shape> {
+    Shape::new(disk_bytes, granularity, to_u32(geometry.cluster_bytes()))
+        .map_err(|error| file.invalid(Mistake::Bitmap(error)))
+}
+
+/// Reads and checks the table of one bitmap, which must have exactly the entries its shape needs.
+pub(crate) fn read_table(
+    file: &ImageFile,
+    geometry: &Geometry,
+    shape: Shape,
+    entry: &DirectoryEntry,
+) -> Result<Vec<TableEntry>> {
+    let place = |problem| {
+        file.damage(Damage::Place {
+            structure: "bitmap table",
+            offset: entry.table_offset,
+            problem,
+        })
+    };
+    if index(entry.table_entries) != shape.pages() {
+        return Err(place(
+            "does not have the entries that the disk's size asks for",
+        ));
+    }
+    let end = file.len()?;
+    let mut bytes = vec![0; to_usize(Geometry::entries_bytes(shape.pages()))];
+    if entry.table_offset.0.saturating_add(to_u64(bytes.len())) > end {
+        return Err(place("lies past the end of the file"));
+    }
+    file.read(&mut bytes, entry.table_offset, "read bitmap table")?;
+    let table = bitmap::decode_table(&bytes, geometry).map_err(|damage| file.damage(damage))?;
+    for page in &table {
+        // A page past the end would read as "nothing changed": the one answer that loses data.
+        if let TableEntry::Cluster(offset) = page
+            && offset.0 >= end
+        {
+            let problem = "lies past the end of the file";
+            return Err(file.damage(Damage::Place {
+                structure: "bitmap page",
+                offset: *offset,
+                problem,
+            }));
+        }
+    }
+    Ok(table)
+}

@@ -1,0 +1,159 @@
+//! Persistent dirty bitmaps of one image: directory, bits, tracking, proofs.
+//!
+//! Invariants:
+//! - A recording bitmap on disk is a superset of the changes at every instant ([`tracker`]).
+//! - A frozen bitmap is never changed in place; every structural change writes fresh clusters and
+//!   becomes true by one write of the header ([`crate::image::Update`]).
+//! - A bitmap that is in use by a foreign writer is kept as it is: never read, never healed by a
+//!   clean close.
+//! - What nobody asks about is not read: listing reads the directory, a write reads the pages it
+//!   touches.
+
+pub(crate) mod directory;
+pub(crate) mod load;
+pub mod proof;
+mod regions;
+pub(crate) mod tracker;
+
+use std::sync::Arc;
+
+use tidemark_bitmap::Bitmap;
+
+use self::tracker::Tracker;
+use crate::error::{Mistake, Result};
+use crate::format::chain::{ChainRecord, Proof};
+use crate::format::header::autoclear;
+use crate::image::Image;
+
+pub use directory::BitmapInfo;
+
+impl Image {
+    /// The bitmaps of the directory, in its order; their bits are not read.
+    ///
+    /// # Errors
+    /// The damage, when the directory cannot be read.
+    pub fn bitmaps(&self) -> Result<Vec<BitmapInfo>> {
+        Ok(self
+            .directory()
+            .entries(self.file())?
+            .iter()
+            .map(BitmapInfo::from)
+            .collect())
+    }
+
+    /// The bits of one bitmap as of now, marks of this session included.
+    ///
+    /// # Errors
+    /// No such bitmap, an inconsistent one, damage, or I/O.
+    pub fn load_bitmap(&self, name: &str) -> Result<Bitmap> {
+        let entry = self.directory().find(self.file(), name)?.clone();
+        if entry.in_use {
+            return Err(self
+                .file()
+                .invalid(Mistake::BitmapInconsistent(name.to_owned())));
+        }
+        let mut bitmap = load::load(self, &entry)?;
+        // On disk staged regions are wide; memory has their exact bits.
+        let touched = self
+            .tracker()
+            .and_then(|tracker| tracker.touched_pages(name.as_bytes()));
+        for (number, page) in touched.into_iter().flatten() {
+            bitmap.set_page(number, page);
+        }
+        Ok(bitmap)
+    }
+
+    /// The tracker of this session, made before its first change of guest data.
+    ///
+    /// First what the header may no longer say after a write is taken back: autoclear bits that we
+    /// do not know, and the health of recording bitmaps that lost bits while others had the image.
+    pub(crate) fn tracking(&self) -> Result<Arc<Tracker>> {
+        if let Some(tracker) = self.tracker() {
+            return Ok(tracker);
+        }
+        let _making = self.tracker_creation();
+        if let Some(tracker) = self.tracker() {
+            return Ok(tracker);
+        }
+        let content = self.first_cluster().content().clone();
+        let mut next = content.clone();
+        next.header.autoclear &= if next.bitmaps.is_some() {
+            autoclear::BITMAPS
+        } else {
+            0
+        };
+        if let Some(record) = &mut next.record {
+            for (name, health) in self.new_losses(record)? {
+                if let Some(entry) = record.checkpoint_named_mut(&name) {
+                    entry.health = health;
+                }
+            }
+        }
+        if next.header.autoclear != content.header.autoclear || next.record != content.record {
+            self.first_cluster()
+                .commit(self.file(), next)
+                .inspect_err(|_| self.poison())?;
+        }
+        let entries = self.directory().entries(self.file())?.to_vec();
+        let tracker = Arc::new(Tracker::new(self, &entries)?);
+        self.set_tracker(Some(Arc::clone(&tracker)));
+        Ok(tracker)
+    }
+
+    /// Draws new witnesses for the recording bitmaps of the chain and records their counts, in one
+    /// write of the header. No tracker is alive.
+    pub(crate) fn refresh_proofs(&self) -> Result<()> {
+        let content = self.first_cluster().content().clone();
+        let Some(old) = &content.record else {
+            return Ok(());
+        };
+        let mut record = old.clone();
+        for entry in &mut record.checkpoints {
+            let Proof::Recording(proof) = &entry.proof else {
+                continue;
+            };
+            let recording = self
+                .directory()
+                .find(self.file(), &entry.name)
+                .is_ok_and(|found| found.auto && !found.in_use);
+            if recording && entry.health.is_usable() {
+                let bitmap = self.load_bitmap(&entry.name)?;
+                entry.proof = Proof::Recording(proof::refresh(self, &bitmap, proof)?);
+            }
+        }
+        if record == *old {
+            return Ok(());
+        }
+        let next = crate::image::first_cluster::Content {
+            record: Some(record),
+            ..content
+        };
+        self.first_cluster()
+            .commit(self.file(), next)
+            .inspect_err(|_| self.poison())
+    }
+}
+
+/// CRC-32 over the sorted (name, granularity, auto) of the chain's bitmaps in a directory.
+pub(crate) fn directory_digest<'a>(
+    record: &ChainRecord,
+    entries: impl Iterator<Item = &'a crate::format::bitmap::DirectoryEntry>,
+) -> u32 {
+    let mut rows: Vec<Vec<u8>> = entries
+        .filter(|entry| {
+            record
+                .checkpoints
+                .iter()
+                .any(|known| known.name.as_bytes() == entry.name)
+        })
+        .map(|entry| {
+            let mut row = entry.name.clone();
+            row.extend_from_slice(&[0, entry.granularity.bits(), u8::from(entry.auto)]);
+            row
+        })
+        .collect();
+    rows.sort_unstable();
+    let mut hasher = crc32fast::Hasher::new();
+    rows.iter().for_each(|row| hasher.update(row));
+    hasher.finalize()
+}

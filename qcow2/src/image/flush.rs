@@ -1,0 +1,134 @@
+//! Flush and close: the two barriers that make mapping changes durable.
+//!
+//! A flush has two phases with a barrier after each:
+//! - A: marks of staged regions, refcounts, L2 tables that nothing on disk names yet. Guest data
+//!   was issued before. Nothing written here is referred to.
+//! - B: L2 entries of tables in place, then L1 entries.
+//!
+//! Only then are replaced clusters freed: their references are durably gone.
+
+use std::sync::atomic::Ordering;
+
+use super::{Image, lock};
+use crate::alloc::HostRun;
+use crate::cache::DirtyPart;
+use crate::error::Result;
+use crate::geometry::Geometry;
+use crate::units::HostOffset;
+
+impl Image {
+    /// Makes every completed write durable.
+    ///
+    /// # Errors
+    /// I/O. After a failed barrier the image refuses further writes: what is durable is no longer
+    /// known, and only opening it again can tell.
+    pub fn flush(&self) -> Result<()> {
+        self.check_writable()?;
+        let _guest = self.entrance.enter();
+        self.sync()
+    }
+
+    /// The two phases; the caller shares or owns the entrance.
+    pub(crate) fn sync(&self) -> Result<()> {
+        let _flushing = lock(&self.flushing);
+        // In this order: a free is recorded after its entry changed, so the entries taken next
+        // hold the change; marks are staged before entries change, so the marks written after
+        // that cover them.
+        let frees = match lock(&self.allocator).as_mut() {
+            Some(allocator) => allocator.take_pending(),
+            None => Vec::new(),
+        };
+        let parts = self.tables.take_dirty();
+        let result = self.sync_taken(&parts, &frees);
+        if result.is_err() {
+            self.tables.restore_dirty(parts);
+            if let Some(allocator) = lock(&self.allocator).as_mut() {
+                allocator.restore_pending(frees);
+            }
+        }
+        result
+    }
+
+    fn sync_taken(&self, parts: &[DirtyPart], frees: &[HostRun]) -> Result<()> {
+        let tracker = self.tracker();
+        let fresh: Vec<&DirtyPart> = parts.iter().filter(|part| part.fresh).collect();
+        for part in &fresh {
+            part.write(&self.file)?;
+        }
+        match &tracker {
+            Some(tracker) => tracker.make_durable(self)?,
+            None => self.settle()?,
+        }
+        if parts.is_empty() {
+            return Ok(());
+        }
+        for part in parts.iter().filter(|part| !part.fresh) {
+            part.write(&self.file)?;
+        }
+        for part in &fresh {
+            let entry = self.l1[part.index].load(Ordering::Acquire);
+            let at = self.l1_offset().plus(Geometry::entries_bytes(part.index));
+            self.file
+                .write(&entry.to_be_bytes(), at, "write L1 entry")?;
+        }
+        self.barrier()?;
+        fresh.iter().for_each(|part| part.published());
+        if frees.is_empty() {
+            return Ok(());
+        }
+        self.with_allocator(|allocator, _| allocator.free_now(&self.file, frees))
+    }
+
+    fn l1_offset(&self) -> HostOffset {
+        lock(&self.first).header().l1_offset
+    }
+
+    /// A barrier whose failure ends all writing.
+    pub(crate) fn barrier(&self) -> Result<()> {
+        self.file.barrier().inspect_err(|_| self.poison())
+    }
+
+    /// Makes refcounts durable; always ends with a barrier.
+    pub(crate) fn settle(&self) -> Result<()> {
+        if lock(&self.allocator).is_none() {
+            return self.barrier();
+        }
+        self.with_allocator(|allocator, first| allocator.settle(&self.file, first))
+            .inspect_err(|error| {
+                if !error.is_no_space() {
+                    self.poison();
+                }
+            })
+    }
+
+    /// Flushes, narrows what the recording bitmaps say on disk to their exact bits, refreshes
+    /// their proofs in the chain record, and lets go of the file.
+    ///
+    /// # Errors
+    /// As [`flush`](Self::flush); a bitmap that could not be stored is an error too. The image on
+    /// disk is then as after a crash: sound, and its bitmaps wider than needed.
+    pub fn close(self) -> Result<()> {
+        if self.writable {
+            self.check_writable()?;
+            self.finish()?;
+        }
+        Ok(())
+    }
+
+    fn finish(&self) -> Result<()> {
+        let _alone = self.entrance.close();
+        self.sync()?;
+        if let Some(tracker) = self.tracker() {
+            if tracker.was_marked() {
+                tracker.narrow(self)?;
+                self.set_tracker(None);
+                self.refresh_proofs()?;
+            }
+            self.set_tracker(None);
+        }
+        let dirty = lock(&self.allocator)
+            .as_ref()
+            .is_some_and(crate::alloc::Allocator::is_dirty);
+        if dirty { self.settle() } else { Ok(()) }
+    }
+}

@@ -1,0 +1,206 @@
+//! The virtual disk: open, create, map, read, write, flush, close.
+//!
+//! Invariants, in the order of the project's goals:
+//! - Whatever happens, flushed guest data is there and refcounts are at worst too high. The order
+//!   of writes that ensures it is in `docs/ordering.md`.
+//! - Before guest data is issued, every recording bitmap holds its mark; see [`crate::bitmaps`].
+//! - Opening writes nothing, and opening without a later guest write leaves every byte as it was.
+
+mod backing;
+mod create;
+pub(crate) mod file;
+pub(crate) mod first_cluster;
+mod flush;
+mod locks;
+mod map;
+mod open;
+mod read;
+mod update;
+mod write;
+
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
+
+pub use backing::{BackingReference, Gate, NoFiles, PlainFiles};
+pub use create::CreateOptions;
+pub use map::Extent;
+pub use open::OpenOptions;
+pub use update::Update;
+
+use self::backing::Layer;
+use self::file::ImageFile;
+use self::first_cluster::FirstCluster;
+use self::locks::{ClusterLocks, Entrance};
+use crate::alloc::Allocator;
+use crate::bitmaps::directory::Directory;
+use crate::bitmaps::tracker::Tracker;
+use crate::cache::TableCache;
+use crate::error::{Mistake, Result};
+use crate::format::chain::Reading;
+use crate::format::header::{Header, incompatible};
+use crate::format::table::L1Entry;
+use crate::geometry::Geometry;
+
+/// An open qcow2 image. All operations take `&self` and may run on many threads at once.
+///
+/// Dropping an image without [`close`](Self::close) is safe at any moment, as a crash is: flushed
+/// data is there and no changed block is missed, but bitmaps stay wider than needed and freed
+/// clusters may be leaked.
+#[derive(Debug)]
+pub struct Image {
+    file: ImageFile,
+    geometry: Geometry,
+    size: u64,
+    writable: bool,
+    backing: Option<Layer>,
+    has_backing_name: bool,
+    /// Entries of the active L1 table as they should be on disk.
+    l1: Vec<AtomicU64>,
+    tables: TableCache,
+    table_creation: Mutex<()>,
+    entrance: Entrance,
+    clusters: ClusterLocks,
+    flushing: Mutex<()>,
+    allocator: Mutex<Option<Allocator>>,
+    first: Mutex<FirstCluster>,
+    directory: Mutex<Directory>,
+    /// Present from the first guest write on.
+    tracker: RwLock<Option<Arc<Tracker>>>,
+    tracker_creation: Mutex<()>,
+    failed: AtomicBool,
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+impl Image {
+    /// Virtual size of the disk, bytes.
+    pub fn size(&self) -> u64 {
+        self.size
+    }
+
+    /// Cluster size, refcount width and version.
+    pub fn geometry(&self) -> Geometry {
+        self.geometry
+    }
+
+    /// The storage's name, a path for a file.
+    pub fn name(&self) -> &str {
+        self.file.name()
+    }
+
+    /// Whether it was opened for writing.
+    pub fn is_writable(&self) -> bool {
+        self.writable
+    }
+
+    /// The header as it is on disk.
+    pub fn header(&self) -> Header {
+        lock(&self.first).header().clone()
+    }
+
+    /// The backing file that the image names, whether or not it was opened.
+    pub fn backing(&self) -> Option<BackingReference> {
+        open::backing_reference(&lock(&self.first))
+    }
+
+    /// The chain record as it is on disk.
+    pub fn chain(&self) -> Reading {
+        lock(&self.first).reading().clone()
+    }
+
+    /// Whether the image says of itself that it is corrupt.
+    pub fn is_marked_corrupt(&self) -> bool {
+        self.header().incompatible & incompatible::CORRUPT != 0
+    }
+
+    /// The file, for modules that read structures of their own.
+    pub(crate) fn file(&self) -> &ImageFile {
+        &self.file
+    }
+
+    pub(crate) fn first_cluster(&self) -> MutexGuard<'_, FirstCluster> {
+        lock(&self.first)
+    }
+
+    pub(crate) fn directory(&self) -> MutexGuard<'_, Directory> {
+        lock(&self.directory)
+    }
+
+    pub(crate) fn tracker(&self) -> Option<Arc<Tracker>> {
+        self.tracker
+            .read()
+            .unwrap_or_else(PoisonError::into_inner)
+            .clone()
+    }
+
+    pub(crate) fn tracker_creation(&self) -> MutexGuard<'_, ()> {
+        lock(&self.tracker_creation)
+    }
+
+    pub(crate) fn set_tracker(&self, tracker: Option<Arc<Tracker>>) {
+        *self.tracker.write().unwrap_or_else(PoisonError::into_inner) = tracker;
+    }
+
+    /// Runs `work` with the allocator and the first cluster, opening the refcounts if needed.
+    pub(crate) fn with_allocator<R>(
+        &self,
+        work: impl FnOnce(&mut Allocator, &mut FirstCluster) -> Result<R>,
+    ) -> Result<R> {
+        let mut allocator = lock(&self.allocator);
+        let mut first = lock(&self.first);
+        let allocator = match &mut *allocator {
+            Some(allocator) => allocator,
+            empty => empty.insert(self.open_allocator(&first)?),
+        };
+        work(allocator, &mut first)
+    }
+
+    /// Reads the refcount table and protects all metadata, whatever the refcounts say of it.
+    fn open_allocator(&self, first: &FirstCluster) -> Result<Allocator> {
+        let mut allocator = Allocator::open(&self.file, first)?;
+        let l1_clusters = self
+            .geometry
+            .clusters_for(Geometry::entries_bytes(self.l1.len()));
+        allocator.fix_run(first.header().l1_offset, l1_clusters);
+        for number in 0..self.l1.len() {
+            if let L1Entry::Table { offset, .. } = self.l1_entry(number)? {
+                allocator.fix_run(offset, 1);
+            }
+        }
+        for (start, bytes) in lock(&self.directory).places() {
+            allocator.fix_run(start, self.geometry.clusters_for(bytes));
+        }
+        Ok(allocator)
+    }
+
+    fn check_range(&self, offset: u64, len: u64) -> Result<()> {
+        match offset.checked_add(len) {
+            Some(end) if end <= self.size => Ok(()),
+            end => {
+                let end = end.unwrap_or(u64::MAX);
+                Err(self.file.invalid(Mistake::OutOfRange {
+                    offset,
+                    end,
+                    size: self.size,
+                }))
+            }
+        }
+    }
+
+    pub(crate) fn check_writable(&self) -> Result<()> {
+        if !self.writable {
+            return Err(self.file.invalid(Mistake::ReadOnly));
+        }
+        if self.failed.load(Ordering::Acquire) {
+            return Err(self.file.invalid(Mistake::Poisoned));
+        }
+        Ok(())
+    }
+
+    /// After this nothing is written any more: what is durable is no longer known.
+    pub(crate) fn poison(&self) {
+        self.failed.store(true, Ordering::Release);
+    }
+}

@@ -1,0 +1,232 @@
+//! Opening: bytes are parsed, checked and refused; nothing is written.
+
+use std::sync::atomic::{AtomicBool, AtomicU64};
+use std::sync::{Arc, Mutex, RwLock};
+
+use super::backing::Layer;
+use super::file::ImageFile;
+use super::first_cluster::FirstCluster;
+use super::locks::{ClusterLocks, Entrance};
+use super::{BackingReference, Gate, Image, NoFiles};
+use crate::bitmaps::directory::Directory;
+use crate::cache::TableCache;
+use crate::convert::{index, low_byte, to_usize};
+use crate::error::{Damage, Feature, Result};
+use crate::format::extension;
+use crate::format::header::{Header, incompatible};
+use crate::format::table::L1Entry;
+use crate::geometry::Geometry;
+use crate::storage::Storage;
+use crate::units::HostOffset;
+
+/// How an image is opened.
+#[derive(Clone, Debug)]
+pub struct OpenOptions {
+    /// Whether guest writes and changes of bitmaps will be possible.
+    pub writable: bool,
+    /// Decides which files named inside the image are opened; starts from none.
+    pub gate: Arc<dyn Gate>,
+    /// Layers above this image in a backing chain.
+    pub depth: usize,
+}
+
+impl Default for OpenOptions {
+    fn default() -> Self {
+        Self {
+            writable: false,
+            gate: Arc::new(NoFiles),
+            depth: 0,
+        }
+    }
+}
+
+impl OpenOptions {
+    /// Read-only, with this gate.
+    pub fn reading(gate: Arc<dyn Gate>) -> Self {
+        Self {
+            gate,
+            ..Self::default()
+        }
+    }
+
+    /// For writing, with this gate.
+    pub fn writing(gate: Arc<dyn Gate>) -> Self {
+        Self {
+            writable: true,
+            gate,
+            ..Self::default()
+        }
+    }
+}
+
+/// Most bytes of the first cluster that are read before its size is known.
+const FIRST_READ: usize = 64 << 10;
+
+impl Image {
+    /// Opens an existing image.
+    ///
+    /// An image with a backing file opens it too, through the gate; when the gate refuses, opening
+    /// fails.
+    ///
+    /// # Errors
+    /// Damage, features that are not handled (all of them before the first write), or I/O.
+    pub fn open(storage: Box<dyn Storage>, options: OpenOptions) -> Result<Self> {
+        let file = ImageFile::new(storage);
+        let first = read_first_cluster(&file)?;
+        let backing = match backing_reference(&first) {
+            Some(reference) => Some(Layer::open(&reference, &file, &options)?),
+            None => None,
+        };
+        Self::assemble(file, first, backing, options.writable)
+    }
+
+    /// Opens an image without its backing file, for questions about the image alone: its bitmaps,
+    /// its chain record, its own mapping. Reading guest data that the backing file would provide
+    /// fails.
+    ///
+    /// # Errors
+    /// As [`open`](Self::open).
+    pub fn open_unbacked(storage: Box<dyn Storage>, writable: bool) -> Result<Self> {
+        let file = ImageFile::new(storage);
+        let first = read_first_cluster(&file)?;
+        Self::assemble(file, first, None, writable)
+    }
+
+    fn assemble(
+        file: ImageFile,
+        first: FirstCluster,
+        backing: Option<Layer>,
+        writable: bool,
+    ) -> Result<Self> {
+        let header = first.header().clone();
+        if writable {
+            refuse_writing(&file, &header)?;
+        }
+        let directory = match Directory::read(&file, &first) {
+            Ok(directory) => directory,
+            // Reading stays possible; whoever asks about bitmaps hears of the damage.
+            Err(error) if !writable => Directory::unreadable(error),
+            Err(error) => return Err(error),
+        };
+        let l1 = read_l1(&file, &header)?;
+        Ok(Self {
+            geometry: header.geometry,
+            size: header.disk_bytes,
+            writable,
+            backing,
+            has_backing_name: !first.backing_name().is_empty(),
+            l1,
+            tables: TableCache::new(&header.geometry),
+            table_creation: Mutex::new(()),
+            entrance: Entrance::new(),
+            clusters: ClusterLocks::new(),
+            flushing: Mutex::new(()),
+            allocator: Mutex::new(None),
+            first: Mutex::new(first),
+            directory: Mutex::new(directory),
+            tracker: RwLock::new(None),
+            tracker_creation: Mutex::new(()),
+            failed: AtomicBool::new(false),
+            file,
+        })
+    }
+}
+
+fn read_first_cluster(file: &ImageFile) -> Result<FirstCluster> {
+    let mut bytes = vec![0; FIRST_READ];
+    let count = file
+        .storage()
+        .read_at(&mut bytes, 0)
+        .map_err(|error| file.io(error, "read header", 0))?;
+    bytes.truncate(count);
+    let header = Header::from_bytes(&bytes).map_err(|error| file.format(error))?;
+    let cluster = header.geometry.cluster_len();
+    bytes.resize(cluster, 0);
+    if cluster > FIRST_READ {
+        file.read(&mut bytes, HostOffset::ZERO, "read header")?;
+    }
+    let first = FirstCluster::parse(bytes).map_err(|error| file.format(error))?;
+    refuse_unknown(file, &first)?;
+    Ok(first)
+}
+
+/// Features without which not even reading is right.
+fn refuse_unknown(file: &ImageFile, first: &FirstCluster) -> Result<()> {
+    let header = first.header();
+    if header.encryption != 0 {
+        return Err(file.unsupported(Feature::Encryption(header.encryption)));
+    }
+    let handled = incompatible::DIRTY | incompatible::CORRUPT | incompatible::COMPRESSION;
+    let unknown = header.incompatible & !handled;
+    if unknown != 0 {
+        let bit = low_byte(unknown.trailing_zeros().into());
+        let name = extension::incompatible_name(first.others(), bit);
+        return Err(file.unsupported(Feature::Incompatible { bit, name }));
+    }
+    Ok(())
+}
+
+fn refuse_writing(file: &ImageFile, header: &Header) -> Result<()> {
+    if header.incompatible & incompatible::CORRUPT != 0 {
+        return Err(file.damage(Damage::MarkedCorrupt));
+    }
+    if header.incompatible & incompatible::DIRTY != 0 {
+        return Err(file.unsupported(Feature::Dirty));
+    }
+    if header.snapshot_count != 0 {
+        return Err(file.unsupported(Feature::Snapshots(header.snapshot_count)));
+    }
+    if header.refcount_table_offset == HostOffset::ZERO {
+        return Err(file.damage(Damage::HeaderField {
+            field: "refcount_table_offset",
+            value: 0,
+        }));
+    }
+    if header.l1_entries > 0 && header.l1_offset == HostOffset::ZERO {
+        return Err(file.damage(Damage::HeaderField {
+            field: "l1_table_offset",
+            value: 0,
+        }));
+    }
+    Ok(())
+}
+
+/// Reads the active L1 table. What lies beyond the end of the file is zero and costs no reading.
+fn read_l1(file: &ImageFile, header: &Header) -> Result<Vec<AtomicU64>> {
+    let present = file.len()?.saturating_sub(header.l1_offset.0).div_ceil(8);
+    let entries = index(header.l1_entries);
+    let mut raw = file.read_table(
+        header.l1_offset,
+        entries.min(to_usize(present)),
+        "read L1 table",
+    )?;
+    raw.resize(entries, 0);
+    Ok(raw.into_iter().map(AtomicU64::new).collect())
+}
+
+pub(super) fn backing_reference(first: &FirstCluster) -> Option<BackingReference> {
+    let name = first.backing_name();
+    if name.is_empty() {
+        return None;
+    }
+    let format = first
+        .others()
+        .iter()
+        .find(|entry| entry.kind == extension::BACKING_FORMAT)
+        .map(|entry| String::from_utf8_lossy(&entry.data).into_owned());
+    Some(BackingReference {
+        name: name.to_vec(),
+        format: format.unwrap_or_default(),
+    })
+}
+
+/// Checked L1 entry `number`.
+pub(super) fn decode_l1(
+    file: &ImageFile,
+    geometry: &Geometry,
+    raw: u64,
+    number: usize,
+) -> Result<L1Entry> {
+    L1Entry::decode(raw, crate::convert::to_u64(number), geometry)
+        .map_err(|damage| file.damage(damage))
+}

@@ -1,0 +1,524 @@
+//! The one structural change of bitmaps and chain record.
+//!
+//! Everything that is staged becomes true by one write of the header, or nothing does:
+//! 1. guest writers leave, the mapping is flushed, recording bitmaps are narrowed to exact bits;
+//! 2. new contents, tables and the new directory go into fresh clusters, counted durably;
+//! 3. the header's first sector names the new directory and the new slot of the record;
+//! 4. what nothing names any more is freed.
+//!
+//! A crash before 3 leaves the old state and leaked clusters; after it the new one.
+
+use std::collections::HashSet;
+
+use tidemark_bitmap::{Bitmap, Granularity};
+
+use super::first_cluster::Content;
+use super::{Image, lock};
+use crate::alloc::{HostRun, single};
+use crate::bitmaps::directory::{Directory, read_table, shape};
+use crate::bitmaps::{BitmapInfo, directory_digest, load};
+use crate::convert::{index, to_u32, to_u64, to_usize};
+use crate::error::{Error, Feature, Mistake, Result};
+use crate::format::bitmap::{self, BitmapsExtension, DirectoryEntry, TableEntry};
+use crate::format::chain::ChainRecord;
+use crate::format::header::autoclear;
+use crate::format::limits;
+use crate::format::table::{L1Entry, L2Entry};
+use crate::geometry::Geometry;
+use crate::units::{GuestCluster, HostOffset};
+
+/// A bitmap of the directory to come.
+#[derive(Debug)]
+struct Slot {
+    entry: DirectoryEntry,
+    /// Bits that replace what is on disk, or are new.
+    content: Option<Bitmap>,
+}
+
+/// Changes of bitmaps and chain record that are staged and not yet true.
+///
+/// While it exists, guest writes wait: do not write to or flush the same image from inside.
+#[derive(Debug)]
+pub struct Update<'a> {
+    image: &'a Image,
+    slots: Vec<Slot>,
+    record: Option<ChainRecord>,
+    changed: bool,
+    /// Entries on disk whose structures will no longer be named.
+    retired: Vec<DirectoryEntry>,
+}
+
+impl Image {
+    /// Runs `work` on the bitmaps and the chain record and makes all its changes true at once.
+    ///
+    /// # Errors
+    /// Those of `work`, and then nothing has changed; a read-only image; no room in the first
+    /// cluster; I/O. After an error while the header itself was written the image refuses to go
+    /// on, because only the disk knows which of the two states it has.
+    pub fn update<R, E: From<Error>>(
+        &self,
+        work: impl FnOnce(&mut Update<'_>) -> std::result::Result<R, E>,
+    ) -> std::result::Result<R, E> {
+        self.check_writable()?;
+        let _alone = self.entrance.close();
+        self.sync()?;
+        if let Some(tracker) = self.tracker() {
+            if tracker.was_marked() {
+                tracker.narrow(self)?;
+            }
+            self.set_tracker(None);
+            self.refresh_proofs()?;
+        }
+        let mut update = Update::new(self)?;
+        let answer = work(&mut update)?;
+        if update.changed {
+            update.commit()?;
+        }
+        Ok(answer)
+    }
+
+    /// Whether any guest cluster maps to one of `clusters`: then a bitmap's claim on it is wrong.
+    fn guest_owns_any(&self, clusters: &HashSet<u64>) -> Result<bool> {
+        for number in 0..self.l1.len() {
+            let L1Entry::Table { offset, .. } = self.l1_entry(number)? else {
+                continue;
+            };
+            if clusters.contains(&self.geometry.host_cluster(offset).0) {
+                return Ok(true);
+            }
+            let entries = to_usize(self.geometry.l2_entries());
+            for (slot, raw) in self
+                .file
+                .read_table(offset, entries, "read L2 table")?
+                .into_iter()
+                .enumerate()
+            {
+                let guest =
+                    GuestCluster(to_u64(number) * self.geometry.l2_entries() + to_u64(slot));
+                let host = match self.decode(raw, guest)? {
+                    L2Entry::Normal { offset, .. } => Some(offset),
+                    L2Entry::Zero { allocated, .. } => allocated,
+                    L2Entry::Compressed { offset, .. } => Some(HostOffset(offset)),
+                    L2Entry::Unallocated => None,
+                };
+                if host.is_some_and(|host| clusters.contains(&self.geometry.host_cluster(host).0)) {
+                    return Ok(true);
+                }
+            }
+        }
+        Ok(false)
+    }
+}
+
+impl<'a> Update<'a> {
+    fn new(image: &'a Image) -> Result<Self> {
+        let record = lock(&image.first).content().record.clone();
+        let entries = lock(&image.directory).entries(&image.file)?.to_vec();
+        let slots = entries
+            .into_iter()
+            .map(|entry| Slot {
+                entry,
+                content: None,
+            })
+            .collect();
+        Ok(Self {
+            image,
+            slots,
+            record,
+            changed: false,
+            retired: Vec::new(),
+        })
+    }
+
+    /// The image that is being changed.
+    pub fn image(&self) -> &'a Image {
+        self.image
+    }
+
+    /// The bitmaps as they will be.
+    pub fn bitmaps(&self) -> Vec<BitmapInfo> {
+        self.slots
+            .iter()
+            .map(|slot| BitmapInfo::from(&slot.entry))
+            .collect()
+    }
+
+    /// The bits of a bitmap as they will be.
+    ///
+    /// # Errors
+    /// No such bitmap, an inconsistent one, damage, or I/O.
+    pub fn load(&self, name: &str) -> Result<Bitmap> {
+        let slot = &self.slots[self.find(name)?];
+        match &slot.content {
+            Some(bitmap) => Ok(bitmap.clone()),
+            None if slot.entry.in_use => {
+                Err(self.invalid(Mistake::BitmapInconsistent(name.to_owned())))
+            }
+            None => load::load(self.image, &slot.entry),
+        }
+    }
+
+    /// The bits of a bitmap that is marked in use, for whoever can prove that they are right.
+    ///
+    /// # Errors
+    /// No such bitmap, damage, or I/O.
+    pub fn load_unproven(&self, name: &str) -> Result<Bitmap> {
+        let slot = &self.slots[self.find(name)?];
+        match &slot.content {
+            Some(bitmap) => Ok(bitmap.clone()),
+            None => load::load(self.image, &slot.entry),
+        }
+    }
+
+    /// The chain record as it will be.
+    pub fn record(&self) -> Option<&ChainRecord> {
+        self.record.as_ref()
+    }
+
+    /// Replaces the chain record, or drops it.
+    pub fn set_record(&mut self, record: Option<ChainRecord>) {
+        self.changed = true;
+        self.record = record;
+    }
+
+    /// A clean bitmap of this image's shape.
+    ///
+    /// # Errors
+    /// A granularity too fine for the disk.
+    pub fn blank(&self, granularity: Granularity) -> Result<Bitmap> {
+        let image = self.image;
+        shape(&image.file, &image.geometry, image.size, granularity).map(Bitmap::new)
+    }
+
+    /// Adds a bitmap, or replaces its content; the bits always go into fresh clusters. An
+    /// inconsistent bitmap of that name becomes consistent: the caller vouches for the bits.
+    ///
+    /// # Errors
+    /// A name that cannot be, too many bitmaps, a version 2 image, or bits of another disk size.
+    pub fn put(&mut self, name: &str, bits: Bitmap, recording: bool) -> Result<()> {
+        let bits = self.fit(bits)?;
+        self.check_new(name)?;
+        let entry = DirectoryEntry {
+            table_offset: HostOffset::ZERO,
+            table_entries: to_u32(to_u64(bits.shape().pages())),
+            in_use: false,
+            auto: recording,
+            granularity: bits.shape().granularity(),
+            name: name.as_bytes().to_vec(),
+        };
+        let slot = Slot {
+            entry,
+            content: Some(bits),
+        };
+        match self
+            .slots
+            .iter_mut()
+            .find(|slot| slot.entry.name == name.as_bytes())
+        {
+            Some(old) => {
+                let old = std::mem::replace(old, slot);
+                self.retire(old);
+            }
+            None => self.slots.push(slot),
+        }
+        self.changed = true;
+        Ok(())
+    }
+
+    /// Bits in pages of this image's cluster size.
+    fn fit(&self, bits: Bitmap) -> Result<Bitmap> {
+        let image = self.image;
+        let wanted = shape(
+            &image.file,
+            &image.geometry,
+            image.size,
+            bits.shape().granularity(),
+        )?;
+        if bits.shape() == wanted {
+            return Ok(bits);
+        }
+        let mut fitted = Bitmap::new(wanted);
+        fitted
+            .union_outward(&bits)
+            .map_err(|error| self.invalid(Mistake::Bitmap(error)))?;
+        Ok(fitted)
+    }
+
+    fn check_new(&self, name: &str) -> Result<()> {
+        if self.image.geometry.version == 2 {
+            return Err(self.image.file.unsupported(Feature::BitmapsInVersion2));
+        }
+        if name.is_empty() || name.len() > limits::MAX_BITMAP_NAME_BYTES || name.contains('\0') {
+            return Err(self.invalid(Mistake::BitmapName(name.len())));
+        }
+        if self.image.size == 0 {
+            let problem = "a disk of size zero cannot have bitmaps";
+            return Err(self.invalid(Mistake::Option {
+                option: "size",
+                problem,
+            }));
+        }
+        let value = to_u64(self.slots.len());
+        if value >= limits::MAX_BITMAPS.into() {
+            let limit = limits::MAX_BITMAPS.into();
+            return Err(self.image.file.unsupported(Feature::Limit {
+                what: "bitmaps",
+                value,
+                limit,
+            }));
+        }
+        Ok(())
+    }
+
+    /// Makes a bitmap record from now on, or stop.
+    ///
+    /// # Errors
+    /// No such bitmap, or an inconsistent one.
+    pub fn set_recording(&mut self, name: &str, recording: bool) -> Result<()> {
+        let position = self.find(name)?;
+        if self.slots[position].entry.in_use {
+            return Err(self.invalid(Mistake::BitmapInconsistent(name.to_owned())));
+        }
+        let entry = &mut self.slots[position].entry;
+        self.changed |= entry.auto != recording;
+        entry.auto = recording;
+        Ok(())
+    }
+
+    /// Removes a bitmap, also an inconsistent one.
+    ///
+    /// # Errors
+    /// No such bitmap.
+    pub fn remove(&mut self, name: &str) -> Result<()> {
+        let slot = self.slots.remove(self.find(name)?);
+        self.retire(slot);
+        self.changed = true;
+        Ok(())
+    }
+
+    fn retire(&mut self, slot: Slot) {
+        if slot.content.is_none() {
+            self.retired.push(slot.entry);
+        }
+    }
+
+    fn find(&self, name: &str) -> Result<usize> {
+        self.slots
+            .iter()
+            .position(|slot| slot.entry.name == name.as_bytes())
+            .ok_or_else(|| self.invalid(Mistake::NoSuchBitmap(name.to_owned())))
+    }
+
+    fn invalid(&self, mistake: Mistake) -> Error {
+        self.image.file.invalid(mistake)
+    }
+
+    fn commit(mut self) -> Result<()> {
+        let mut taken = Vec::new();
+        let written = self.write_structures(&mut taken).and_then(|extension| {
+            self.image.settle()?;
+            Ok(extension)
+        });
+        let extension = match written {
+            Ok(extension) => extension,
+            Err(error) => {
+                let file = &self.image.file;
+                self.image
+                    .with_allocator(|allocator, _| allocator.free_now(file, &taken))?;
+                return Err(error);
+            }
+        };
+        let image = self.image;
+        let old_place = lock(&image.directory).place();
+        let entries: Vec<DirectoryEntry> = self.slots.into_iter().map(|slot| slot.entry).collect();
+        if let Err(error) = commit_header(image, extension, self.record, &entries) {
+            if matches!(error, Error::Unsupported { .. }) {
+                // Refused before the first byte: the new clusters are nobody's.
+                image.with_allocator(|allocator, _| allocator.free_now(&image.file, &taken))?;
+            } else {
+                image.poison();
+            }
+            return Err(error);
+        }
+        let place = extension.map(|found| (found.directory_offset, found.directory_bytes));
+        *lock(&image.directory) = Directory::new(entries, place);
+        free_retired(image, &self.retired, old_place)
+    }
+
+    /// Writes new contents, tables and the directory; clusters that it took go to `taken`.
+    fn write_structures(&mut self, taken: &mut Vec<HostRun>) -> Result<Option<BitmapsExtension>> {
+        let image = self.image;
+        for slot in &mut self.slots {
+            if let Some(bits) = &slot.content {
+                slot.entry.table_offset = write_bits(image, bits, taken)?;
+            }
+        }
+        if self.slots.is_empty() {
+            return Ok(None);
+        }
+        let entries: Vec<DirectoryEntry> =
+            self.slots.iter().map(|slot| slot.entry.clone()).collect();
+        let mut bytes = bitmap::encode_directory(&entries);
+        let directory_bytes = to_u64(bytes.len());
+        if directory_bytes > limits::MAX_BITMAP_DIRECTORY_BYTES {
+            let limit = limits::MAX_BITMAP_DIRECTORY_BYTES;
+            let what = "bitmap directory bytes";
+            return Err(image.file.unsupported(Feature::Limit {
+                what,
+                value: directory_bytes,
+                limit,
+            }));
+        }
+        let directory_offset = write_new(image, &mut bytes, "write bitmap directory", taken)?;
+        let count = to_u32(to_u64(entries.len()));
+        Ok(Some(BitmapsExtension {
+            count,
+            directory_bytes,
+            directory_offset,
+        }))
+    }
+}
+
+/// Writes pages and table of one bitmap into fresh clusters; returns where the table is.
+fn write_bits(image: &Image, bits: &Bitmap, taken: &mut Vec<HostRun>) -> Result<HostOffset> {
+    let mut entries = Vec::with_capacity(bits.shape().pages());
+    for (number, page) in bits.pages().iter().enumerate() {
+        entries.push(match page {
+            tidemark_bitmap::Page::Zeros => TableEntry::Zeros,
+            // QEMU reads all-ones entries, but a clipped last page must not say more than it has.
+            tidemark_bitmap::Page::Ones
+                if bits.shape().bits_in_page(number) == bits.shape().bits_per_page() =>
+            {
+                TableEntry::Ones
+            }
+            _ => {
+                let mut bytes = vec![0; image.geometry.cluster_len()];
+                bits.write_page(number, &mut bytes);
+                TableEntry::Cluster(write_new(image, &mut bytes, "write bitmap data", taken)?)
+            }
+        });
+    }
+    let mut table = bitmap::encode_table(&entries);
+    write_new(image, &mut table, "write bitmap table", taken)
+}
+
+/// Writes `bytes`, padded with zeros to whole clusters, into fresh clusters in a row.
+fn write_new(
+    image: &Image,
+    bytes: &mut Vec<u8>,
+    what: &'static str,
+    taken: &mut Vec<HostRun>,
+) -> Result<HostOffset> {
+    let clusters = image.geometry.clusters_for(to_u64(bytes.len()));
+    bytes.resize(to_usize(clusters << image.geometry.cluster_bits), 0);
+    let start =
+        image.with_allocator(|allocator, _| allocator.allocate_exact(&image.file, clusters))?;
+    taken.push(HostRun {
+        start,
+        clusters,
+        untouched: false,
+    });
+    image.file.write(bytes, start, what)?;
+    Ok(start)
+}
+
+fn commit_header(
+    image: &Image,
+    extension: Option<BitmapsExtension>,
+    record: Option<ChainRecord>,
+    entries: &[DirectoryEntry],
+) -> Result<()> {
+    let mut first = lock(&image.first);
+    let mut header = first.header().clone();
+    header.autoclear = if extension.is_some() {
+        autoclear::BITMAPS
+    } else {
+        0
+    };
+    let record = record.map(|mut record| {
+        record.directory_digest = directory_digest(&record, entries.iter());
+        record
+    });
+    first.commit(
+        &image.file,
+        Content {
+            header,
+            bitmaps: extension,
+            record,
+        },
+    )
+}
+
+/// Frees what the old header named and the new one does not.
+fn free_retired(
+    image: &Image,
+    retired: &[DirectoryEntry],
+    old_directory: Option<(HostOffset, u64)>,
+) -> Result<()> {
+    let mut runs = Vec::new();
+    if let Some((start, bytes)) = old_directory {
+        let clusters = image.geometry.clusters_for(bytes);
+        runs.push(HostRun {
+            start,
+            clusters,
+            untouched: false,
+        });
+    }
+    let mut unsure = HashSet::new();
+    let mut unsure_runs = Vec::new();
+    for entry in retired {
+        let Some(found) = structures(image, entry) else {
+            continue;
+        };
+        if entry.in_use {
+            unsure.extend(
+                found
+                    .iter()
+                    .map(|run| image.geometry.host_cluster(run.start).0),
+            );
+            unsure_runs.extend(found);
+        } else {
+            runs.extend(found);
+        }
+    }
+    // What a foreign writer left in use is freed only where nothing else owns it.
+    if !unsure.is_empty() && !image.guest_owns_any(&unsure)? {
+        runs.extend(unsure_runs);
+    }
+    image.with_allocator(|allocator, _| {
+        for run in &runs {
+            allocator.release(*run);
+            // A count that does not allow it means somebody else's damage: the cluster stays.
+            match allocator.free_now(&image.file, &[*run]) {
+                Ok(()) | Err(Error::Corrupt { .. }) => {}
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(())
+    })?;
+    let places = lock(&image.directory).places();
+    image.with_allocator(|allocator, _| {
+        for (start, bytes) in places {
+            allocator.fix_run(start, image.geometry.clusters_for(bytes));
+        }
+        Ok(())
+    })
+}
+
+/// Table and pages of a bitmap, unless its table is damaged: then they are left alone.
+fn structures(image: &Image, entry: &DirectoryEntry) -> Option<Vec<HostRun>> {
+    let shape = shape(&image.file, &image.geometry, image.size, entry.granularity).ok()?;
+    let table = read_table(&image.file, &image.geometry, shape, entry).ok()?;
+    let bytes = Geometry::entries_bytes(index(entry.table_entries));
+    let clusters = image.geometry.clusters_for(bytes);
+    let own = HostRun {
+        start: entry.table_offset,
+        clusters,
+        untouched: false,
+    };
+    let pages = table.into_iter().filter_map(|page| match page {
+        TableEntry::Cluster(offset) => Some(single(offset)),
+        TableEntry::Zeros | TableEntry::Ones => None,
+    });
+    Some(std::iter::once(own).chain(pages).collect())
+}

@@ -1,0 +1,415 @@
+//! Writing guest data: in place where a cluster is ours alone, into a new cluster elsewhere.
+//!
+//! For every change of the disk, in this order: the regions it touches are staged or already wide
+//! in the bitmaps on disk; the bits are set in memory; data is issued; the mapping changes in
+//! memory. An overwrite in place also waits until its regions are durable, because nothing else
+//! stands between the data and the disk.
+
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+
+use super::locks::ClusterLocks;
+use super::{Image, lock};
+use crate::alloc::{HostRun, single};
+use crate::bitmaps::tracker::Tracker;
+use crate::cache::L2Table;
+use crate::convert::{to_u64, to_usize};
+use crate::error::{Damage, Feature, Result};
+use crate::format::table::{L1Entry, L2Entry};
+use crate::units::{GuestCluster, HostOffset};
+
+/// Dirty L2 tables that are too many to keep back until the caller flushes.
+const MAX_DIRTY_TABLES: usize = 1024;
+/// Zeros written at once where the format has no better way.
+const ZERO_PIECE: u64 = 1 << 20;
+
+impl Image {
+    /// Writes `data` at byte `offset` of the disk. It is durable after the next
+    /// [`flush`](Self::flush).
+    ///
+    /// # Errors
+    /// A range outside the disk, a read-only image, a compressed cluster in the way, damage, or
+    /// I/O; then none, some or all of the range has changed, and all of it is marked.
+    pub fn write(&self, data: &[u8], offset: u64) -> Result<()> {
+        self.change(offset, to_u64(data.len()), |tracker, at, len| {
+            let from = to_usize(at - offset);
+            self.write_group(tracker, &data[from..from + to_usize(len)], at)
+        })
+    }
+
+    /// Makes `len` bytes from `offset` read as zero, giving up whole clusters.
+    ///
+    /// # Errors
+    /// As [`write`](Self::write).
+    pub fn write_zeroes(&self, offset: u64, len: u64) -> Result<()> {
+        self.change(offset, len, |tracker, at, len| {
+            self.per_clusters(at, len, |start, len, whole| {
+                let showing = self.geometry.version == 2 && self.names_backing();
+                if whole && !showing {
+                    return self.unmap_group(tracker, start, len);
+                }
+                let zeros = vec![0; to_usize(len.min(ZERO_PIECE))];
+                let mut done = 0;
+                while done < len {
+                    let step = (len - done).min(ZERO_PIECE);
+                    self.write_group(tracker, &zeros[..to_usize(step)], start + done)?;
+                    done += step;
+                }
+                Ok(())
+            })
+        })
+    }
+
+    /// Gives up the content of `len` bytes from `offset`: whole clusters read as zero afterwards,
+    /// parts of clusters keep their content. In version 2 with a backing file nothing happens,
+    /// because the backing file would show.
+    ///
+    /// # Errors
+    /// As [`write`](Self::write).
+    pub fn discard(&self, offset: u64, len: u64) -> Result<()> {
+        if self.geometry.version == 2 && self.names_backing() {
+            return self.check_writable().and(self.check_range(offset, len));
+        }
+        self.change(offset, len, |tracker, at, len| {
+            self.per_clusters(at, len, |start, len, whole| {
+                if whole {
+                    self.unmap_group(tracker, start, len)
+                } else {
+                    Ok(())
+                }
+            })
+        })
+    }
+
+    /// Checks a change and runs it group of clusters by group of clusters.
+    fn change(
+        &self,
+        offset: u64,
+        len: u64,
+        mut step: impl FnMut(&Tracker, u64, u64) -> Result<()>,
+    ) -> Result<()> {
+        self.check_writable()?;
+        self.check_range(offset, len)?;
+        if len == 0 {
+            return Ok(());
+        }
+        if self.tables.dirty_tables() > MAX_DIRTY_TABLES {
+            self.flush()?;
+        }
+        let _guest = self.entrance.enter();
+        let tracker = self.tracking()?;
+        let mut at = offset;
+        while at < offset + len {
+            let cluster = self.geometry.guest_cluster(at);
+            let group = ClusterLocks::group_rest(cluster) << self.geometry.cluster_bits;
+            let rest = group - self.geometry.offset_in_cluster(at);
+            let len = rest.min(offset + len - at);
+            step(&tracker, at, len)?;
+            at += len;
+        }
+        Ok(())
+    }
+
+    /// Splits a range into its partial first cluster, its whole clusters and its partial last one.
+    /// The disk's own partial last cluster counts as whole.
+    fn per_clusters(
+        &self,
+        offset: u64,
+        len: u64,
+        mut part: impl FnMut(u64, u64, bool) -> Result<()>,
+    ) -> Result<()> {
+        let cluster = self.geometry.cluster_bytes();
+        let end = offset + len;
+        let whole_start = offset.next_multiple_of(cluster).min(end);
+        let whole_end = if end == self.size {
+            end
+        } else {
+            (end / cluster * cluster).max(whole_start)
+        };
+        for (start, end, whole) in [
+            (offset, whole_start, false),
+            (whole_start, whole_end, true),
+            (whole_end, end, false),
+        ] {
+            if start < end {
+                part(start, end - start, whole)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Writes inside one lock group.
+    fn write_group(&self, tracker: &Tracker, data: &[u8], offset: u64) -> Result<()> {
+        let mut at = offset;
+        let mut rest = data;
+        while !rest.is_empty() {
+            let done = match self.write_in_place(tracker, rest, at)? {
+                0 => self.write_allocating(tracker, rest, at)?,
+                done => done,
+            };
+            rest = &rest[done..];
+            at += to_u64(done);
+        }
+        Ok(())
+    }
+
+    /// Overwrites the clusters from `offset` on that are allocated and ours alone; returns the
+    /// bytes written, zero when the first cluster is not.
+    fn write_in_place(&self, tracker: &Tracker, data: &[u8], offset: u64) -> Result<usize> {
+        let cluster = self.geometry.guest_cluster(offset);
+        let _shared = self.clusters.share(cluster);
+        let (number, _) = self.geometry.table_indexes(cluster);
+        // A table that snapshots share is not ours to write below.
+        let Some(table) = self.own_table(number)? else {
+            return Ok(0);
+        };
+        let inside = self.geometry.offset_in_cluster(offset);
+        let Some(host) = self.in_place_host(&table, cluster)? else {
+            return Ok(0);
+        };
+        let mut len = self.geometry.cluster_bytes() - inside;
+        let mut next = cluster;
+        while len < to_u64(data.len()) {
+            next = GuestCluster(next.0 + 1);
+            if self.in_place_host(&table, next)? != Some(host.plus(inside + len)) {
+                break;
+            }
+            len += self.geometry.cluster_bytes();
+        }
+        let len = to_usize(len).min(data.len());
+        tracker.cover_durably(self, offset..offset + to_u64(len))?;
+        tracker.mark(self, offset..offset + to_u64(len))?;
+        self.file
+            .write(&data[..len], host.plus(inside), "write data")?;
+        Ok(len)
+    }
+
+    fn own_table(&self, number: usize) -> Result<Option<Arc<L2Table>>> {
+        match self.l1_entry(number)? {
+            L1Entry::Table { copied: true, .. } => {
+                let Some(table) = self.table(number)? else {
+                    return Ok(None);
+                };
+                self.guard_table(number, &table)?;
+                Ok(Some(table))
+            }
+            _ => Ok(None),
+        }
+    }
+
+    fn in_place_host(&self, table: &L2Table, cluster: GuestCluster) -> Result<Option<HostOffset>> {
+        let (_, slot) = self.geometry.table_indexes(cluster);
+        match self.decode(table.entry(slot), cluster)? {
+            L2Entry::Normal {
+                offset,
+                copied: true,
+            } => Ok(Some(offset)),
+            _ => Ok(None),
+        }
+    }
+
+    /// Before data is first written below an L2 table: none of its data clusters may lie on
+    /// metadata.
+    fn guard_table(&self, number: usize, table: &L2Table) -> Result<()> {
+        if table.is_guarded() {
+            return Ok(());
+        }
+        let base = to_u64(number) * self.geometry.l2_entries();
+        self.with_allocator(|allocator, _| {
+            for slot in 0..self.geometry.l2_entries() {
+                let cluster = GuestCluster(base + slot);
+                if let L2Entry::Normal { offset, .. } =
+                    self.decode(table.entry(to_usize(slot)), cluster)?
+                    && allocator.is_fixed(self.geometry.host_cluster(offset))
+                {
+                    let structure = "metadata of the image";
+                    return Err(self.file.damage(Damage::Overlap { offset, structure }));
+                }
+            }
+            Ok(())
+        })?;
+        table.set_guarded();
+        Ok(())
+    }
+
+    /// Writes the clusters from `offset` on that need a new place; returns the bytes written.
+    fn write_allocating(&self, tracker: &Tracker, data: &[u8], offset: u64) -> Result<usize> {
+        let cluster = self.geometry.guest_cluster(offset);
+        let _owned = self.clusters.own(cluster);
+        let (number, slot) = self.geometry.table_indexes(cluster);
+        let table = self.table_for_change(number)?;
+        let (wanted, _) = self.clusters_in(offset, data.len());
+        let old = self.replaceable(&table, cluster, wanted)?;
+        if old.is_empty() {
+            // Somebody allocated it since we looked.
+            return Ok(0);
+        }
+        let inside = self.geometry.offset_in_cluster(offset);
+        let run =
+            self.with_allocator(|allocator, _| allocator.allocate(&self.file, to_u64(old.len())))?;
+        let old = &old[..to_usize(run.clusters)];
+        let room = to_usize(run.clusters << self.geometry.cluster_bits) - to_usize(inside);
+        let len = room.min(data.len());
+        let written = tracker
+            .stage(self, offset..offset + to_u64(len))
+            .and_then(|()| tracker.mark(self, offset..offset + to_u64(len)))
+            .and_then(|()| self.fill_run(run, &data[..len], offset));
+        if let Err(error) = written {
+            // Nothing refers to the clusters yet.
+            self.with_allocator(|allocator, _| allocator.free_now(&self.file, &[run]))?;
+            return Err(error);
+        }
+        let raw: Vec<u64> = (0..run.clusters)
+            .map(|step| run.start.plus(step << self.geometry.cluster_bits))
+            .map(L2Entry::encode_normal)
+            .collect();
+        self.tables.set(number, &table, slot, &raw);
+        self.free_replaced(old.iter().copied())?;
+        Ok(len)
+    }
+
+    /// Clusters that a range touches, and the bytes of the range's first one before it.
+    fn clusters_in(&self, offset: u64, len: usize) -> (u64, u64) {
+        let inside = self.geometry.offset_in_cluster(offset);
+        (self.geometry.clusters_for(inside + to_u64(len)), inside)
+    }
+
+    /// Entries from `cluster` on, up to `wanted`, that cannot be written in place.
+    fn replaceable(
+        &self,
+        table: &L2Table,
+        cluster: GuestCluster,
+        wanted: u64,
+    ) -> Result<Vec<L2Entry>> {
+        let mut old = Vec::new();
+        for step in 0..wanted {
+            let cluster = GuestCluster(cluster.0 + step);
+            let (_, slot) = self.geometry.table_indexes(cluster);
+            match self.decode(table.entry(slot), cluster)? {
+                L2Entry::Normal { copied: true, .. } => break,
+                L2Entry::Compressed { .. } => {
+                    return Err(self
+                        .file
+                        .unsupported(Feature::Compressed { cluster: cluster.0 }));
+                }
+                entry => old.push(entry),
+            }
+        }
+        Ok(old)
+    }
+
+    /// Puts `data` into new clusters, the rest of them filled with what the disk had there.
+    fn fill_run(&self, run: HostRun, data: &[u8], offset: u64) -> Result<()> {
+        let inside = to_usize(self.geometry.offset_in_cluster(offset));
+        let total = to_usize(run.clusters << self.geometry.cluster_bits);
+        let tail = total - inside - data.len();
+        if inside == 0 && tail == 0 {
+            return self.file.write(data, run.start, "write data");
+        }
+        let start = offset - to_u64(inside);
+        let end = offset + to_u64(data.len());
+        let clusters = [
+            self.geometry.guest_cluster(offset),
+            self.geometry.guest_cluster(end - 1),
+        ];
+        let blank =
+            run.untouched && self.reads_as_zero(clusters[0])? && self.reads_as_zero(clusters[1])?;
+        if blank {
+            return self
+                .file
+                .write(data, run.start.plus(to_u64(inside)), "write data");
+        }
+        let mut whole = vec![0; total];
+        self.read_group(&mut whole[..inside], start)?;
+        let readable = to_usize(self.size.saturating_sub(end)).min(tail);
+        self.read_group(&mut whole[inside + data.len()..][..readable], end)?;
+        whole[inside..inside + data.len()].copy_from_slice(data);
+        self.file.write(&whole, run.start, "write data")
+    }
+
+    /// Drops the references that replaced entries held.
+    fn free_replaced(&self, old: impl Iterator<Item = L2Entry>) -> Result<()> {
+        let gone: Vec<HostOffset> = old
+            .filter_map(|entry| match entry {
+                L2Entry::Normal { offset, .. } => Some(offset),
+                L2Entry::Zero { allocated, .. } => allocated,
+                L2Entry::Unallocated | L2Entry::Compressed { .. } => None,
+            })
+            .collect();
+        if gone.is_empty() {
+            return Ok(());
+        }
+        self.with_allocator(|allocator, _| {
+            gone.iter()
+                .for_each(|&offset| allocator.free_later(single(offset)));
+            Ok(())
+        })
+    }
+
+    /// Makes whole clusters inside one lock group read as zero.
+    fn unmap_group(&self, tracker: &Tracker, offset: u64, len: u64) -> Result<()> {
+        let cluster = self.geometry.guest_cluster(offset);
+        let _owned = self.clusters.own(cluster);
+        let (number, first_slot) = self.geometry.table_indexes(cluster);
+        let showing = self.names_backing();
+        if !showing && self.table(number)?.is_none() {
+            return Ok(());
+        }
+        let zero = if showing { L2Entry::encode_zero() } else { 0 };
+        tracker.stage(self, offset..offset + len)?;
+        tracker.mark(self, offset..offset + len)?;
+        let table = self.table_for_change(number)?;
+        let mut old = Vec::new();
+        let count = self.geometry.clusters_for(len);
+        for step in 0..count {
+            let cluster = GuestCluster(cluster.0 + step);
+            let (_, slot) = self.geometry.table_indexes(cluster);
+            match self.decode(table.entry(slot), cluster)? {
+                L2Entry::Compressed { .. } => {
+                    return Err(self
+                        .file
+                        .unsupported(Feature::Compressed { cluster: cluster.0 }));
+                }
+                entry => old.push(entry),
+            }
+        }
+        let raw = vec![zero; to_usize(count)];
+        self.tables.set(number, &table, first_slot, &raw);
+        self.free_replaced(old.into_iter())
+    }
+
+    /// L2 table `number` as one that may be changed: created, or copied from a shared one.
+    fn table_for_change(&self, number: usize) -> Result<Arc<L2Table>> {
+        if let Some(table) = self.own_table(number)? {
+            return Ok(table);
+        }
+        let _creating = lock(&self.table_creation);
+        let shared = match self.l1_entry(number)? {
+            L1Entry::Table { copied: true, .. } => {
+                return self.own_table(number)?.ok_or_else(|| {
+                    let structure = "L2 table";
+                    self.file.damage(Damage::Truncated { structure })
+                });
+            }
+            L1Entry::Table { offset, .. } => Some(offset),
+            L1Entry::Unallocated => None,
+        };
+        let entries = to_usize(self.geometry.l2_entries());
+        let raw = match (shared, self.table(number)?) {
+            (Some(_), Some(table)) => (0..entries).map(|slot| table.entry(slot)).collect(),
+            _ => vec![0; entries],
+        };
+        let offset = self.with_allocator(|allocator, _| {
+            let offset = allocator.allocate_exact(&self.file, 1)?;
+            if let Some(old) = shared {
+                allocator.release(single(old));
+                allocator.free_later(single(old));
+            }
+            Ok(offset)
+        })?;
+        let table = self.tables.create(number, offset, raw);
+        self.l1[number].store(L1Entry::encode(offset), Ordering::Release);
+        self.guard_table(number, &table)?;
+        Ok(table)
+    }
+}
