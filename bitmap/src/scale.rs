@@ -3,7 +3,7 @@
 //! Ratios up to 64 work on whole words. Both directions rest on one permutation: with `2^k` groups
 //! in play, rotating the six bits of a bit's position by `k` gathers the bits that lie `2^k` apart
 //! into runs, and rotating back deals runs out again. One rotation by one is the perfect
-//! (un)shuffle of a word, five swaps of neighbouring fields.
+//! (un)shuffle of a word, five swaps of neighbouring fields; `k` to one side is `6 - k` to the other.
 
 /// The largest exponent of a ratio that the word kernels take.
 pub(crate) const MAX_WORD_RATIO: u32 = 6;
@@ -41,28 +41,39 @@ pub(crate) fn or_finer(into: &mut [u64], from: &[u64], k: u32) {
 fn coarser<const K: u32, const N: usize>(into: &mut [u64], from: &[u64], flip: u64) {
     let (groups, rest) = from.as_chunks::<N>();
     for (into, group) in into.iter_mut().zip(groups) {
-        *into |= gather::<K, N>(group.iter(), flip);
+        *into |= gather::<K, N>(group.map(|word| word ^ flip));
     }
     if let Some(into) = into.get_mut(groups.len()) {
-        *into |= gather::<K, N>(rest.iter(), flip);
+        let mut group = [0; N];
+        group
+            .iter_mut()
+            .zip(rest)
+            .for_each(|(lane, word)| *lane = word ^ flip);
+        *into |= gather::<K, N>(group);
     }
 }
 
-/// One word of coarse bits out of up to `N` words of fine ones.
+/// One word of coarse bits out of `N` words of fine ones.
+///
+/// Each step ORs neighbouring fields and lays the results of two words into the fields of one, so
+/// that the work halves with every step. At the end bit `l * N + j` is group `l` of word `j`.
 #[inline(always)]
-fn gather<'a, const K: u32, const N: usize>(
-    words: impl Iterator<Item = &'a u64>,
-    flip: u64,
-) -> u64 {
-    let mut dealt = 0;
-    for (lane, word) in words.enumerate() {
-        let mut any = word ^ flip;
-        for step in 0..K {
-            any |= any >> (1 << step);
+fn gather<const K: u32, const N: usize>(mut lanes: [u64; N]) -> u64 {
+    for step in 0..K {
+        let width = 1 << step;
+        let fields = u64::MAX / ((1 << width) + 1);
+        for pair in 0..N >> (step + 1) {
+            let (even, odd) = (lanes[2 * pair], lanes[2 * pair + 1]);
+            let even = (even | even >> width) & fields;
+            let odd = (odd | odd << width) & !fields;
+            lanes[pair] = even | odd;
         }
-        dealt |= (any & every::<N>()) << lane;
     }
-    (0..K).fold(dealt, |word, _| unshuffle(word))
+    if K <= 3 {
+        (0..K).fold(lanes[0], |word, _| unshuffle(word))
+    } else {
+        (K..6).fold(lanes[0], |word, _| shuffle(word))
+    }
 }
 
 fn finer<const K: u32, const N: usize>(into: &mut [u64], from: &[u64]) {
@@ -70,7 +81,11 @@ fn finer<const K: u32, const N: usize>(into: &mut [u64], from: &[u64]) {
         if *word == 0 {
             continue;
         }
-        let dealt = (0..K).fold(*word, |word, _| shuffle(word));
+        let dealt = if K <= 3 {
+            (0..K).fold(*word, |word, _| shuffle(word))
+        } else {
+            (K..6).fold(*word, |word, _| unshuffle(word))
+        };
         for (lane, into) in group.iter_mut().enumerate() {
             let firsts = (dealt >> lane) & every::<N>();
             // Each set bit grows to N bits: 2^(p + N) - 2^p. For N = 64 the first term is gone.

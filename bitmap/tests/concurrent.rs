@@ -181,6 +181,9 @@ fn bits_past_the_disks_end_are_cut_on_load() {
     words[1] = 7;
     shared.load_page(0, &Page::Bits(words));
     assert_eq!(shared.snapshot().count(), 2);
+    let mut bytes = [0x44; 16];
+    assert!(shared.copy_page_bytes(0, 0, &mut bytes));
+    assert_eq!((bytes[1], &bytes[2..]), (0b11, &[0; 14][..]));
     shared.mark(0..8 * 512).unwrap();
     assert_eq!(shared.snapshot_page(0), Some(Page::Ones));
     assert!(!shared.test(10 * 512));
