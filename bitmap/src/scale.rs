@@ -3,7 +3,8 @@
 //! Ratios up to 64 work on whole words. Both directions rest on one permutation: with `2^k` groups
 //! in play, rotating the six bits of a bit's position by `k` gathers the bits that lie `2^k` apart
 //! into runs, and rotating back deals runs out again. One rotation by one is the perfect
-//! (un)shuffle of a word, five swaps of neighbouring fields; `k` to one side is `6 - k` to the other.
+//! (un)shuffle of a word, five swaps of neighbouring fields; `k` to one side is `6 - k` to the
+//! other.
 
 /// The largest exponent of a ratio that the word kernels take.
 pub(crate) const MAX_WORD_RATIO: u32 = 6;
