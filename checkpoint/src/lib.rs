@@ -1,1 +1,30 @@
-//! Placeholder.
+//! wip
+mod checkpoint;
+pub mod create;
+pub mod delete;
+pub mod delta;
+pub mod describe;
+pub mod domain;
+mod error;
+mod flags;
+mod fold;
+mod infer;
+pub mod list;
+pub mod name;
+mod problem;
+mod settle;
+pub mod store;
+pub mod tree;
+mod view;
+
+pub use checkpoint::Checkpoint;
+pub use create::{CreateSpec, Tentative};
+pub use delete::{DeleteWarning, Deleted};
+pub use delta::{DiskChange, DiskDelta, FullReason, SinceOptions};
+pub use describe::{CheckpointInfo, DiskState, Evidence, ListOptions, Listing};
+pub use domain::{Disk, Domain, DomainOptions};
+pub use error::{Error, ErrorCode, Result};
+pub use flags::{CreateFlags, DeleteFlags, ListFlags, XmlFlags};
+pub use problem::Problem;
+pub use store::{DescribedDisk, Descriptor, Store};
+pub use tree::{Node, NodeId, Tree};

@@ -1,0 +1,273 @@
+//! A checkpoint that is about to be taken, with everything checked that can be refused.
+
+use std::collections::HashSet;
+use std::sync::Arc;
+
+use tidemark_bitmap::{Bitmap, Granularity};
+use tidemark_qcow2::chain::{
+    ChainRecord, CheckpointEntry, Health, Identity, Intent, IntentKind, Proof, Scheme,
+};
+use tidemark_qcow2::{BitmapInfo, Image, proof};
+
+use super::CreateSpec;
+use crate::fold::blank;
+use crate::settle::{Decision, follow, forget, record_of, undo};
+use crate::view::{CurrentState, DiskView, View};
+use crate::{DescribedDisk, Descriptor, Disk, Domain, Error, Result, name};
+
+/// A disk that takes part.
+#[derive(Clone, Debug)]
+pub(super) struct Part {
+    pub(super) disk: String,
+    pub(super) image: Arc<Image>,
+    /// The record that the image begins if it has none.
+    pub(super) fresh: ChainRecord,
+}
+
+/// A creation whose every refusal lies behind it.
+#[derive(Clone, Debug)]
+pub(super) struct Draft {
+    pub(super) name: String,
+    pub(super) identity: Identity,
+    pub(super) parent: Option<Identity>,
+    pub(super) created: u64,
+    pub(super) description: Option<String>,
+    pub(super) granularity: Option<Granularity>,
+    /// By name; the first decides.
+    pub(super) participants: Vec<Part>,
+}
+
+/// Disks that all hold the intent, not yet decided.
+#[derive(Clone, Debug)]
+pub(super) struct Prepared {
+    pub(super) intent: Intent,
+    /// The decider first.
+    pub(super) participants: Vec<Part>,
+}
+
+impl Draft {
+    pub(super) fn new(domain: &Domain, view: &View, spec: &CreateSpec) -> Result<Self> {
+        let created = name::now();
+        let name = choose_name(view, spec, created)?;
+        let participants = choose_disks(domain, spec)?
+            .into_iter()
+            .map(|disk| Part::new(disk, spec.scheme))
+            .collect::<Result<Vec<_>>>()?;
+        for part in &participants {
+            let disk = view.disk(&part.disk)?;
+            let tentative = disk
+                .pending
+                .as_ref()
+                .is_some_and(|pending| pending.name == name);
+            if disk.bitmap(&name).is_some() && !tentative {
+                return Err(Error::BitmapExists {
+                    disk: part.disk.clone(),
+                    name,
+                });
+            }
+        }
+        let CurrentState::Agreed(parent) = view.current else {
+            return Err(Error::CurrentDisputed);
+        };
+        Ok(Self {
+            name,
+            identity: Identity::random().map_err(Error::Random)?,
+            parent,
+            created,
+            description: spec.description.clone(),
+            granularity: spec.granularity,
+            participants,
+        })
+    }
+
+    /// What goes into the store.
+    pub(super) fn descriptor(&self, domain: &Domain, view: &View) -> Descriptor {
+        let disk = |disk: &DiskView| {
+            let part = self.participants.iter().find(|part| part.disk == disk.name);
+            let record = disk.record.as_ref().or(part.map(|part| &part.fresh));
+            DescribedDisk {
+                name: disk.name.clone(),
+                bitmap: part.is_some(),
+                changed_bytes: None,
+                image: record.map(|record| record.image),
+            }
+        };
+        let parent = self.parent.and_then(|parent| view.tree.find(parent));
+        Descriptor {
+            name: self.name.clone(),
+            identity: Some(self.identity),
+            description: self.description.clone(),
+            created: Some(self.created),
+            parent: parent.map(|parent| view.tree.node(parent).name.clone()),
+            disks: Some(view.disks.iter().map(disk).collect()),
+            domain: domain.definition().map(ToOwned::to_owned),
+        }
+    }
+
+    /// The bitmap that will record from now on, with its witnesses planted, and its entry.
+    pub(super) fn new_bitmap(&self, part: &Part) -> Result<(Bitmap, CheckpointEntry)> {
+        let image = &part.image;
+        let make = || {
+            let cluster = image.geometry().cluster_bytes().clamp(1 << 12, 1 << 16);
+            let usual = Granularity::from_bytes(cluster).unwrap_or(Granularity::DEFAULT);
+            let mut bits = blank(image, self.granularity.unwrap_or(usual))?;
+            let proof = proof::plant(image, &mut bits)?;
+            Ok((bits, proof))
+        };
+        let (bits, proof) = make().map_err(Error::on(&part.disk))?;
+        let entry = CheckpointEntry {
+            identity: self.identity,
+            name: self.name.clone(),
+            parent: self.parent,
+            created: Some(self.created),
+            disk_bytes: Some(image.size()),
+            granularity: bits.shape().granularity(),
+            health: Health::Ok,
+            proof: Proof::Recording(proof),
+        };
+        Ok((bits, entry))
+    }
+
+    /// Publishes the new bitmap and the intent on every disk. After a failure none has them, as
+    /// far as the disks still let themselves be written.
+    pub(super) fn prepare(&self, kind: IntentKind) -> Result<Prepared> {
+        let first = self.participants.first().ok_or(Error::NoDisks)?;
+        let decider = record_of(&first.image).unwrap_or_else(|| first.fresh.clone());
+        let intent = Intent {
+            kind,
+            transaction: Identity::random().map_err(Error::Random)?,
+            checkpoint: self.identity,
+            decider: first.disk.clone(),
+            decider_image: decider.image,
+        };
+        let prepared = Prepared {
+            intent,
+            participants: self.participants.clone(),
+        };
+        for part in &self.participants {
+            if let Err(error) = self.prepare_disk(part, &prepared.intent) {
+                // What cannot be undone now is undone by whoever finds it.
+                let _ = prepared.abandon();
+                return Err(error);
+            }
+        }
+        Ok(prepared)
+    }
+
+    fn prepare_disk(&self, part: &Part, intent: &Intent) -> Result<()> {
+        let (bits, entry) = self.new_bitmap(part)?;
+        let publish = part.image.update(|update| {
+            let mut record = update
+                .record()
+                .cloned()
+                .unwrap_or_else(|| part.fresh.clone());
+            update.put(&self.name, bits, true)?;
+            record.checkpoints.push(entry);
+            record.intent = Some(intent.clone());
+            update.set_record(Some(record));
+            Ok(())
+        });
+        publish.map_err(Error::on(&part.disk))
+    }
+}
+
+impl Prepared {
+    /// Decides, lets the others follow, forgets the decision.
+    pub(super) fn commit_all(&self) -> Result<()> {
+        let Some((decider, others)) = self.participants.split_first() else {
+            return Ok(());
+        };
+        let decision = if others.is_empty() {
+            Decision::Elsewhere
+        } else {
+            Decision::Here
+        };
+        follow(&decider.image, &self.intent, decision).map_err(Error::on(&decider.disk))?;
+        for part in others {
+            follow(&part.image, &self.intent, Decision::Elsewhere)
+                .map_err(Error::on(&part.disk))?;
+        }
+        if decision == Decision::Here {
+            forget(&decider.image, self.intent.transaction).map_err(Error::on(&decider.disk))?;
+        }
+        Ok(())
+    }
+
+    /// Takes everything back, on every disk that lets itself be written.
+    pub(super) fn abandon(&self) -> Result<()> {
+        let mut outcome = Ok(());
+        for part in &self.participants {
+            let undone = undo(&part.image, &self.intent).map_err(Error::on(&part.disk));
+            outcome = outcome.and(undone);
+        }
+        outcome
+    }
+}
+
+impl Part {
+    pub(super) fn new(disk: &Disk, scheme: Option<Scheme>) -> Result<Self> {
+        let bitmaps = disk.image.bitmaps().map_err(Error::on(&disk.name))?;
+        let usual = usual_scheme(&bitmaps);
+        let fresh = proof::fresh_record(scheme.unwrap_or(usual)).map_err(Error::Random)?;
+        Ok(Self {
+            disk: disk.name.clone(),
+            image: Arc::clone(&disk.image),
+            fresh,
+        })
+    }
+}
+
+/// The scheme of an image without a record: as that of the recording bitmaps it already has.
+pub(super) fn usual_scheme(bitmaps: &[BitmapInfo]) -> Scheme {
+    if bitmaps.iter().any(|info| info.auto) {
+        Scheme::Cumulative
+    } else {
+        Scheme::Intervals
+    }
+}
+
+fn choose_name(view: &View, spec: &CreateSpec, created: u64) -> Result<String> {
+    let Some(wanted) = &spec.name else {
+        return Ok(name::from_time(created, &view.names()));
+    };
+    name::check(wanted)?;
+    if view.tree.has_name(wanted) {
+        return Err(Error::NameTaken(wanted.clone()));
+    }
+    Ok(wanted.clone())
+}
+
+fn choose_disks<'a>(domain: &'a Domain, spec: &CreateSpec) -> Result<Vec<&'a Disk>> {
+    let Some(listed) = &spec.disks else {
+        let all: Vec<&Disk> = domain
+            .disks()
+            .iter()
+            .filter(|disk| disk.image.is_writable())
+            .collect();
+        return if all.is_empty() {
+            Err(Error::NoDisks)
+        } else {
+            Ok(all)
+        };
+    };
+    let mut seen = HashSet::new();
+    let mut chosen = Vec::new();
+    for wanted in listed {
+        let disk = domain.disk(&wanted.name)?;
+        if !seen.insert(&wanted.name) {
+            return Err(Error::DoubledDisk(wanted.name.clone()));
+        }
+        if !wanted.bitmap {
+            continue;
+        }
+        if !disk.image.is_writable() {
+            return Err(Error::DiskReadOnly(wanted.name.clone()));
+        }
+        chosen.push(disk);
+    }
+    if chosen.is_empty() {
+        return Err(Error::NoDisks);
+    }
+    chosen.sort_by(|a, b| a.name.cmp(&b.name));
+    Ok(chosen)
+}
