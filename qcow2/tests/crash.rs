@@ -7,7 +7,14 @@ use common::{add_bitmap, assert_covers, built, granularity, open_bytes, read_all
 use tidemark_fixtures::image_bits;
 use tidemark_fixtures::oracle::{self, qemu_img};
 use tidemark_fixtures::storage::{CrashImage, CrashOptions, CrashStorage};
-use tidemark_qcow2::{CreateOptions, Image, proof};
+use tidemark_qcow2::chain::{Descent, Identity, ImageUuid, Reading, Scheme};
+use tidemark_qcow2::{CreateOptions, Error, Image, proof};
+
+/// Something to tell the new record by.
+const DESCENT: Descent = Descent {
+    image: ImageUuid([7; 16]),
+    checkpoint: Identity([9; 16]),
+};
 
 /// A write session on a recording storage, with what a guest knows of it.
 struct Session {
@@ -28,7 +35,12 @@ impl Session {
         let base = read_all(&open_bytes(bytes.clone(), common::reading()).unwrap());
         let storage = CrashStorage::new(bytes);
         let image = Image::open(Box::new(storage.clone()), writing()).unwrap();
-        Self { storage, image: Some(image), contents: vec![base.clone()], base }
+        Self {
+            storage,
+            image: Some(image),
+            contents: vec![base.clone()],
+            base,
+        }
     }
 
     fn image(&self) -> &Image {
@@ -45,7 +57,9 @@ impl Session {
     fn write(&mut self, offset: usize, len: usize, byte: u8) {
         self.operate(|image, content| {
             content[offset..offset + len].fill(byte);
-            image.write(&vec![byte; len], u64::try_from(offset).unwrap()).unwrap();
+            image
+                .write(&vec![byte; len], u64::try_from(offset).unwrap())
+                .unwrap();
         });
     }
 
@@ -116,23 +130,35 @@ fn check_with_qemu(bytes: &[u8], content: &[u8]) {
     let path = dir.path().join("crash.qcow2");
     std::fs::write(&path, bytes).unwrap();
     qemu_img::check(&path).assert_at_worst_leaks();
-    assert!(qemu_img::convert_to_raw(&path) == content, "QEMU reads other bytes");
+    assert!(
+        qemu_img::convert_to_raw(&path) == content,
+        "QEMU reads other bytes"
+    );
 }
 
 /// Both readers find the bitmap consistent, recording and a superset of what changed since `base`.
 fn check_bitmap(image: &Image, crash: &CrashImage, base: &[u8], content: &[u8], name: &str) {
     let what = &crash.description;
-    let bits = image.load_bitmap(name).unwrap_or_else(|error| panic!("{what}: {error}"));
+    let bits = image
+        .load_bitmap(name)
+        .unwrap_or_else(|error| panic!("{what}: {error}"));
     assert_covers(&bits, base, content, what);
     let stored = image_bits::bitmap(&crash.bytes, name).unwrap().unwrap();
-    assert!(stored.auto && !stored.in_use, "{what}: the bitmap no longer records");
+    assert!(
+        stored.auto && !stored.in_use,
+        "{what}: the bitmap no longer records"
+    );
     for range in bits.dirty_ranges() {
         assert!(stored.covers(range), "{what}: the readers disagree");
     }
 }
 
 fn base_image(cluster_bits: u32, refcount_bits: u32, size: u64) -> Vec<u8> {
-    let options = CreateOptions { cluster_bits, refcount_bits, ..CreateOptions::new(size) };
+    let options = CreateOptions {
+        cluster_bits,
+        refcount_bits,
+        ..CreateOptions::new(size)
+    };
     built(&options, |image| {
         image.write(&vec![0xaa; 200_000], 10_000).unwrap();
         image.write_zeroes(100_000, 40_000).unwrap();
@@ -159,7 +185,9 @@ fn write_session(cluster_bits: u32, refcount_bits: u32, sample: usize) -> (usize
     session.write(5 << 20, 20_000, 8);
     session.close();
     let base = session.base.clone();
-    session.sweep(sample, |image, crash, content| check_bitmap(image, crash, &base, content, "b"))
+    session.sweep(sample, |image, crash, content| {
+        check_bitmap(image, crash, &base, content, "b")
+    })
 }
 
 #[test]
@@ -171,7 +199,10 @@ fn every_crash_of_a_write_session_leaves_a_sound_image() {
         total = (total.0 + points, total.1 + images);
     }
     println!("in all {} crash points, {} images", total.0, total.1);
-    assert!(total.0 >= 100 && total.1 >= 200, "the sweep shrank: {total:?}");
+    assert!(
+        total.0 >= 100 && total.1 >= 200,
+        "the sweep shrank: {total:?}"
+    );
 }
 
 #[test]
@@ -186,7 +217,11 @@ fn every_crash_of_a_freeze_leaves_the_old_or_the_new_bitmaps() {
                 let mut new = update.blank(granularity(65536))?;
                 proof::plant(update.image(), &mut new)?;
                 update.put("b", old, false)?;
-                update.put("c", new, true)
+                update.put("c", new, true)?;
+                let mut record = proof::fresh_record(Scheme::Intervals).unwrap();
+                record.descents = vec![DESCENT];
+                update.set_record(Some(record));
+                Ok::<_, Error>(())
             })
             .unwrap();
     });
@@ -198,17 +233,35 @@ fn every_crash_of_a_freeze_leaves_the_old_or_the_new_bitmaps() {
     let (points, images) = session.sweep(10, |image, crash, content| {
         let infos = image.bitmaps().unwrap();
         let what = &crash.description;
-        match infos.iter().map(|info| (info.name.as_str(), info.auto)).collect::<Vec<_>>()[..] {
-            [("b", true)] => check_bitmap(image, crash, &base, content, "b"),
+        match infos
+            .iter()
+            .map(|info| (info.name.as_str(), info.auto))
+            .collect::<Vec<_>>()[..]
+        {
+            [("b", true)] => {
+                assert_eq!(image.chain(), Reading::Absent, "{what}");
+                check_bitmap(image, crash, &base, content, "b");
+            }
             [("b", false), ("c", true)] => {
-                assert_covers(&image.load_bitmap("b").unwrap(), &base, &frozen_content, what);
+                let chain = image.chain();
+                let whole = matches!(&chain, Reading::Current(r) if r.descents == [DESCENT]);
+                assert!(whole, "{what}: {chain:?}");
+                assert_covers(
+                    &image.load_bitmap("b").unwrap(),
+                    &base,
+                    &frozen_content,
+                    what,
+                );
                 check_bitmap(image, crash, &frozen_content, content, "c");
             }
             ref other => panic!("{what}: a state between the two: {other:?}"),
         }
     });
     println!("{points} crash points, {images} images");
-    assert!(points >= 20 && images >= 40, "the sweep shrank: {points} {images}");
+    assert!(
+        points >= 20 && images >= 40,
+        "the sweep shrank: {points} {images}"
+    );
 }
 
 #[test]
@@ -232,7 +285,12 @@ fn writing_goes_on_after_any_crash() {
         let bytes = storage.to_bytes();
         let image = open_bytes(bytes, common::reading()).unwrap();
         assert!(read_all(&image) == expected, "{}", crash.description);
-        assert_covers(&image.load_bitmap("b").unwrap(), &base, &expected, &crash.description);
+        assert_covers(
+            &image.load_bitmap("b").unwrap(),
+            &base,
+            &expected,
+            &crash.description,
+        );
     });
     assert!(images >= 50, "the sweep shrank: {images}");
 }

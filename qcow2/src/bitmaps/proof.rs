@@ -55,10 +55,7 @@ pub fn plant(image: &Image, bitmap: &mut Bitmap) -> Result<RecordingProof> {
         let mut offset = 0;
         for _ in 0..TRIES {
             offset = random_below(image, bits)? * granule;
-            if image
-                .reads_as_zero(image.geometry().guest_cluster(offset))
-                .unwrap_or(false)
-            {
+            if image.reads_as_zero(image.geometry().guest_cluster(offset))? {
                 break;
             }
         }

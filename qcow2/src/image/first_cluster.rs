@@ -194,12 +194,15 @@ impl FirstCluster {
             return Ok(vec![patched]);
         }
         let goal = Layout::canonical(self, next)?;
-        let goal_bytes = goal.render(self, next);
+        let goal_bytes = goal.render(self, next, &self.bytes);
         if self.may_become(&goal_bytes) {
             return Ok(vec![goal_bytes]);
         }
         let bridge = Layout::bridge(self, next, goal.end)?;
-        Ok(vec![bridge.render(self, next), goal_bytes])
+        let bridge_bytes = bridge.render(self, next, &self.bytes);
+        // Over the bridge's bytes: what the bridge refers to must stay until sector 0 changes.
+        let goal_bytes = goal.render(self, next, &bridge_bytes);
+        Ok(vec![bridge_bytes, goal_bytes])
     }
 
     /// Byte ranges behind sector 0 that the cluster on disk refers to.
@@ -448,7 +451,8 @@ impl Layout {
         Ok(self)
     }
 
-    fn render(&self, cluster: &FirstCluster, next: &Content) -> Vec<u8> {
+    /// The cluster in this layout; what the layout does not place stays as in `base`.
+    fn render(&self, cluster: &FirstCluster, next: &Content, base: &[u8]) -> Vec<u8> {
         let mut front = vec![0; next.header.length];
         if let Some(bitmaps) = &next.bitmaps {
             extension::write_head(extension::BITMAPS, EXTENSION_BYTES, &mut front);
@@ -473,7 +477,7 @@ impl Layout {
         let name_start = tail_start + tail.len();
         tail.extend_from_slice(&cluster.backing_name);
 
-        let mut out = cluster.bytes.clone();
+        let mut out = base.to_vec();
         out.resize(next.header.geometry.cluster_len(), 0);
         out[..SECTOR].fill(0);
         out[..front.len()].copy_from_slice(&front);

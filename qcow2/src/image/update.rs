@@ -314,22 +314,20 @@ impl<'a> Update<'a> {
     }
 
     fn commit(mut self) -> Result<()> {
+        let image = self.image;
+        let freed = retired_structures(image, &self.retired)?;
         let mut taken = Vec::new();
         let written = self.write_structures(&mut taken).and_then(|extension| {
-            self.image.settle()?;
+            image.settle()?;
             Ok(extension)
         });
         let extension = match written {
             Ok(extension) => extension,
             Err(error) => {
-                let file = &self.image.file;
-                self.image
-                    .with_allocator(|allocator, _| allocator.free_now(file, &taken))?;
+                image.with_allocator(|allocator, _| allocator.free_now(&image.file, &taken))?;
                 return Err(error);
             }
         };
-        let image = self.image;
-        let old_place = lock(&image.directory).place();
         let entries: Vec<DirectoryEntry> = self.slots.into_iter().map(|slot| slot.entry).collect();
         if let Err(error) = commit_header(image, extension, self.record, &entries) {
             if matches!(error, Error::Unsupported { .. }) {
@@ -342,7 +340,7 @@ impl<'a> Update<'a> {
         }
         let place = extension.map(|found| (found.directory_offset, found.directory_bytes));
         *lock(&image.directory) = Directory::new(entries, place);
-        free_retired(image, &self.retired, old_place)
+        free_retired(image, &freed)
     }
 
     /// Writes new contents, tables and the directory; clusters that it took go to `taken`.
@@ -449,14 +447,11 @@ fn commit_header(
     )
 }
 
-/// Frees what the old header named and the new one does not.
-fn free_retired(
-    image: &Image,
-    retired: &[DirectoryEntry],
-    old_directory: Option<(HostOffset, u64)>,
-) -> Result<()> {
+/// Everything that the present header names and the next one will not. What a foreign writer left
+/// in use is only taken where nothing else owns it; what is damaged is left alone.
+fn retired_structures(image: &Image, retired: &[DirectoryEntry]) -> Result<Vec<HostRun>> {
     let mut runs = Vec::new();
-    if let Some((start, bytes)) = old_directory {
+    if let Some((start, bytes)) = lock(&image.directory).place() {
         let clusters = image.geometry.clusters_for(bytes);
         runs.push(HostRun {
             start,
@@ -464,51 +459,33 @@ fn free_retired(
             untouched: false,
         });
     }
-    let mut unsure = HashSet::new();
-    let mut unsure_runs = Vec::new();
+    let mut unsure = Vec::new();
     for entry in retired {
-        let Some(found) = structures(image, entry) else {
-            continue;
+        let found = match structures(image, entry) {
+            Ok(found) => found,
+            Err(Error::Corrupt { .. }) => continue,
+            Err(error) => return Err(error),
         };
         if entry.in_use {
-            unsure.extend(
-                found
-                    .iter()
-                    .map(|run| image.geometry.host_cluster(run.start).0),
-            );
-            unsure_runs.extend(found);
+            unsure.extend(found)
         } else {
-            runs.extend(found);
+            runs.extend(found)
         }
     }
-    // What a foreign writer left in use is freed only where nothing else owns it.
-    if !unsure.is_empty() && !image.guest_owns_any(&unsure)? {
-        runs.extend(unsure_runs);
+    let clusters = unsure
+        .iter()
+        .map(|run| image.geometry.host_cluster(run.start).0)
+        .collect();
+    if !unsure.is_empty() && !image.guest_owns_any(&clusters)? {
+        runs.extend(unsure);
     }
-    image.with_allocator(|allocator, _| {
-        for run in &runs {
-            allocator.release(*run);
-            // A count that does not allow it means somebody else's damage: the cluster stays.
-            match allocator.free_now(&image.file, &[*run]) {
-                Ok(()) | Err(Error::Corrupt { .. }) => {}
-                Err(error) => return Err(error),
-            }
-        }
-        Ok(())
-    })?;
-    let places = lock(&image.directory).places();
-    image.with_allocator(|allocator, _| {
-        for (start, bytes) in places {
-            allocator.fix_run(start, image.geometry.clusters_for(bytes));
-        }
-        Ok(())
-    })
+    Ok(runs)
 }
 
-/// Table and pages of a bitmap, unless its table is damaged: then they are left alone.
-fn structures(image: &Image, entry: &DirectoryEntry) -> Option<Vec<HostRun>> {
-    let shape = shape(&image.file, &image.geometry, image.size, entry.granularity).ok()?;
-    let table = read_table(&image.file, &image.geometry, shape, entry).ok()?;
+/// Table and pages of a bitmap.
+fn structures(image: &Image, entry: &DirectoryEntry) -> Result<Vec<HostRun>> {
+    let shape = shape(&image.file, &image.geometry, image.size, entry.granularity)?;
+    let table = read_table(&image.file, &image.geometry, shape, entry)?;
     let bytes = Geometry::entries_bytes(index(entry.table_entries));
     let clusters = image.geometry.clusters_for(bytes);
     let own = HostRun {
@@ -520,5 +497,24 @@ fn structures(image: &Image, entry: &DirectoryEntry) -> Option<Vec<HostRun>> {
         TableEntry::Cluster(offset) => Some(single(offset)),
         TableEntry::Zeros | TableEntry::Ones => None,
     });
-    Some(std::iter::once(own).chain(pages).collect())
+    Ok(std::iter::once(own).chain(pages).collect())
+}
+
+/// Frees what nothing names any more, and protects the directory and tables that came instead.
+fn free_retired(image: &Image, runs: &[HostRun]) -> Result<()> {
+    let places = lock(&image.directory).places();
+    image.with_allocator(|allocator, _| {
+        for run in runs {
+            allocator.release(*run);
+            // A count that does not allow it means somebody else's damage: the cluster stays.
+            match allocator.free_now(&image.file, &[*run]) {
+                Ok(()) | Err(Error::Corrupt { .. }) => {}
+                Err(error) => return Err(error),
+            }
+        }
+        for (start, bytes) in places {
+            allocator.fix_run(start, image.geometry.clusters_for(bytes));
+        }
+        Ok(())
+    })
 }

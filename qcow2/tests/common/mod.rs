@@ -1,13 +1,17 @@
 //! What the tests of this crate share: opening images in memory and on disk.
-#![allow(dead_code, missing_docs, reason = "each test file uses its part of this module")]
+#![allow(
+    dead_code,
+    missing_docs,
+    reason = "each test file uses its part of this module"
+)]
 
 use std::path::Path;
 use std::sync::Arc;
 
 use tidemark_fixtures::storage::CrashStorage;
 use tidemark_qcow2::{
-    CreateOptions, FileStorage, Granularity, Image, MemoryStorage, OpenOptions, PlainFiles,
-    Result, Sharing, Storage,
+    CreateOptions, FileStorage, Granularity, Image, MemoryStorage, OpenOptions, PlainFiles, Result,
+    Sharing, Storage,
 };
 
 pub(crate) fn granularity(bytes: u64) -> Granularity {
