@@ -19,9 +19,6 @@ use tidemark_qcow2::{Error as ImageError, Image, Mistake, Update};
 /// Result inside an update.
 pub(crate) type Result<T> = std::result::Result<T, ImageError>;
 
-/// Most witnesses that one proof names.
-const MAX_WITNESSES: usize = 64;
-
 /// A bitmap that was not whole when its checkpoint went.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Loss {
@@ -51,26 +48,48 @@ impl<'a> Findings<'a> {
         Ok(Self { image, health })
     }
 
-    /// The health to go on with: a loss sticks, a size that differs is told by the entry itself.
-    fn health(&self, entry: &CheckpointEntry) -> Health {
-        match self.health.get(&entry.identity) {
-            Some(found) if !found.is_usable() => *found,
-            _ => entry.health,
-        }
-    }
-
-    fn load(&self, update: &Update<'_>, entry: &CheckpointEntry) -> Result<Option<Bitmap>> {
-        let readable = update
+    /// The health to go on with, and the bits if they can be had. A loss sticks; a size that
+    /// differs is told by the entry itself; a frozen bitmap that a dead writer left in use is whole
+    /// if its checksum says so.
+    pub(crate) fn take(
+        &self,
+        update: &Update<'_>,
+        entry: &CheckpointEntry,
+    ) -> Result<(Health, Option<Bitmap>)> {
+        let found = self
+            .health
+            .get(&entry.identity)
+            .copied()
+            .unwrap_or(entry.health);
+        let health = if found.is_usable() {
+            entry.health
+        } else {
+            found
+        };
+        let Some(info) = update
             .bitmaps()
-            .iter()
-            .any(|info| info.name == entry.name && !info.in_use);
-        if !readable {
-            return Ok(None);
-        }
-        match update.load(&entry.name) {
-            Ok(bits) => self.whole(bits, entry).map(Some),
-            Err(ImageError::Corrupt { .. }) => Ok(None),
-            Err(error) => Err(error),
+            .into_iter()
+            .find(|info| info.name == entry.name)
+        else {
+            return Ok((health, None));
+        };
+        let read = if info.in_use {
+            update.load_unproven(&entry.name)
+        } else {
+            update.load(&entry.name)
+        };
+        let bits = match read {
+            Ok(bits) => bits,
+            Err(ImageError::Corrupt { .. }) => return Ok((health, None)),
+            Err(error) => return Err(error),
+        };
+        let proved = matches!(&entry.proof, Proof::Frozen(proof) if proof::frozen(&bits) == *proof);
+        match info.in_use {
+            true if health == Health::Inconsistent && proved => {
+                Ok((Health::Recovered, Some(self.whole(bits, entry)?)))
+            }
+            true => Ok((health, None)),
+            false => Ok((health, Some(self.whole(bits, entry)?))),
         }
     }
 
@@ -146,8 +165,9 @@ pub(crate) fn freeze(
     }
     let ending = |entry: &&mut CheckpointEntry| entry.identity != newest && is_recording(entry);
     for entry in record.checkpoints.iter_mut().filter(ending) {
-        entry.health = findings.health(entry);
-        match findings.load(update, entry)? {
+        let (health, bits) = findings.take(update, entry)?;
+        entry.health = health;
+        match bits {
             Some(bits) => {
                 entry.proof = Proof::Frozen(proof::frozen(&bits));
                 update.put(&entry.name, bits, false)?;
@@ -193,16 +213,14 @@ pub(crate) fn fold_out(
 /// Folds neighbours in recording order into the one before them.
 fn fold_run(
     update: &mut Update<'_>,
-    mut heir: Option<&mut CheckpointEntry>,
+    heir: Option<&mut CheckpointEntry>,
     run: Vec<CheckpointEntry>,
     findings: &Findings<'_>,
 ) -> Result<Vec<Loss>> {
-    if let Some(heir) = heir.as_deref_mut().filter(|_| !run.is_empty()) {
-        inherit(update, heir, &run, findings)?;
-    }
     let mut losses = Vec::new();
+    let mut estate = Vec::new();
     for entry in run {
-        let health = findings.health(&entry);
+        let (health, bits) = findings.take(update, &entry)?;
         if !health.is_usable() {
             let moved_to = heir.as_deref().map(|heir| heir.name.clone());
             losses.push(Loss {
@@ -214,23 +232,49 @@ fn fold_run(
         if update.bitmaps().iter().any(|info| info.name == entry.name) {
             update.remove(&entry.name)?;
         }
+        estate.push(Gone {
+            entry,
+            health,
+            bits,
+        });
+    }
+    match heir {
+        Some(heir) if !estate.is_empty() => inherit(update, heir, estate, findings)?,
+        _ => {}
     }
     Ok(losses)
+}
+
+/// A checkpoint that is leaving, with what it leaves.
+struct Gone {
+    entry: CheckpointEntry,
+    health: Health,
+    bits: Option<Bitmap>,
 }
 
 fn inherit(
     update: &mut Update<'_>,
     heir: &mut CheckpointEntry,
-    run: &[CheckpointEntry],
+    estate: Vec<Gone>,
     findings: &Findings<'_>,
 ) -> Result<()> {
-    heir.health = joined_health(heir, run, findings);
-    let mut bits = findings.load(update, heir)?;
+    let (own_health, mut bits) = findings.take(update, heir)?;
+    heir.health = estate
+        .iter()
+        .map(|gone| gone.health)
+        .fold(own_health, joined_health);
+    let recorder = estate
+        .iter()
+        .rev()
+        .map(|gone| &gone.entry)
+        .chain([&*heir])
+        .find(|entry| is_recording(entry));
+    // Both recorded when a creation is undone: then the heir's witnesses are the older ones.
+    let recorder = recorder
+        .map(|entry| if is_recording(heir) { &*heir } else { entry })
+        .cloned();
     let mut changed = false;
-    for entry in run {
-        let Some(more) = findings.load(update, entry)? else {
-            continue;
-        };
+    for more in estate.into_iter().filter_map(|gone| gone.bits) {
         changed = true;
         bits = Some(match bits {
             Some(mut bits) => {
@@ -241,21 +285,10 @@ fn inherit(
             None => more,
         });
     }
-    let recording = run
-        .iter()
-        .chain([&*heir])
-        .rev()
-        .find(|entry| is_recording(entry))
-        .cloned();
-    match (recording, bits) {
+    match (recorder, bits) {
         (Some(recorder), bits) => {
             let bits = bits.map_or_else(|| blank(findings.image, heir.granularity), Ok)?;
-            let source = if is_recording(heir) {
-                &*heir
-            } else {
-                &recorder
-            };
-            heir.proof = Proof::Recording(inherited_proof(source, &bits));
+            heir.proof = Proof::Recording(inherited_proof(&recorder, &bits));
             heir.granularity = bits.shape().granularity();
             update.put(&heir.name, bits, true)
         }
@@ -268,25 +301,18 @@ fn inherit(
     }
 }
 
-fn joined_health(
-    heir: &CheckpointEntry,
-    run: &[CheckpointEntry],
-    findings: &Findings<'_>,
-) -> Health {
-    run.iter()
-        .map(|entry| findings.health(entry))
-        .fold(findings.health(heir), |worst, health| {
-            match health {
-                // Told by the entry's own size, and already made dirty in the bits.
-                Health::SizeDiffers => worst,
-                Health::Ok | Health::Recovered | Health::Inferred => worst.max(health),
-                _ => Health::Lost,
-            }
-        })
+/// The worst of both; a loss of one is a loss of the whole.
+fn joined_health(worst: Health, health: Health) -> Health {
+    match health {
+        // Told by the entry's own size, and already made dirty in the bits.
+        Health::SizeDiffers => worst,
+        Health::Ok | Health::Recovered | Health::Inferred => worst.max(health),
+        _ => Health::Lost,
+    }
 }
 
 /// The recorder's witnesses are in the union too; they go on testifying, under another name.
-fn inherited_proof(recorder: &CheckpointEntry, bits: &Bitmap) -> RecordingProof {
+pub(crate) fn inherited_proof(recorder: &CheckpointEntry, bits: &Bitmap) -> RecordingProof {
     let size = bits.shape().disk_bytes();
     match &recorder.proof {
         Proof::Recording(proof) => RecordingProof {
@@ -294,17 +320,6 @@ fn inherited_proof(recorder: &CheckpointEntry, bits: &Bitmap) -> RecordingProof 
             smallest_disk_bytes: proof.smallest_disk_bytes.min(size),
             ..proof.clone()
         },
-        Proof::None | Proof::Frozen(_) => witnessed(bits),
-    }
-}
-
-/// A proof from bits that are set anyway, for a bitmap that is adopted as it is.
-pub(crate) fn witnessed(bits: &Bitmap) -> RecordingProof {
-    let starts = bits.dirty_ranges().map(|range| range.start);
-    RecordingProof {
-        count: bits.count(),
-        smallest_disk_bytes: bits.shape().disk_bytes(),
-        planted: starts.take(MAX_WITNESSES).collect(),
-        witnesses: Vec::new(),
+        Proof::None | Proof::Frozen(_) => RecordingProof::default(),
     }
 }

@@ -1,4 +1,5 @@
 //! wip
+mod adopt;
 mod checkpoint;
 pub mod create;
 pub mod delete;
@@ -12,9 +13,13 @@ mod infer;
 pub mod list;
 pub mod name;
 mod problem;
+pub mod rebuild;
+pub mod recover;
+mod scheme;
 mod settle;
 pub mod store;
 pub mod tree;
+mod verify;
 mod view;
 
 pub use checkpoint::Checkpoint;
@@ -26,5 +31,7 @@ pub use domain::{Disk, Domain, DomainOptions};
 pub use error::{Error, ErrorCode, Result};
 pub use flags::{CreateFlags, DeleteFlags, ListFlags, XmlFlags};
 pub use problem::Problem;
+pub use rebuild::Rebuilt;
+pub use recover::{Outcome, Recovery};
 pub use store::{DescribedDisk, Descriptor, Store};
 pub use tree::{Node, NodeId, Tree};

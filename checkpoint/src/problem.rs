@@ -166,6 +166,9 @@ pub enum Problem {
         /// Those whose order is not known.
         bitmaps: Vec<String>,
     },
+    /// Two disks suggest opposite orders of age.
+    #[error("the disks suggest opposite orders of their bitmaps; no parents are inferred")]
+    OrdersDiffer,
     /// Recording and frozen bitmaps side by side, without a record.
     #[error("disk '{disk}': recording and disabled bitmaps are mixed; only the recording count")]
     MixedSchemes {

@@ -41,6 +41,8 @@ pub(crate) struct DiskView {
     pub(crate) bitmaps: Vec<BitmapInfo>,
     /// Whether the directory of bitmaps could be read.
     pub(crate) readable: bool,
+    /// Whether nobody else changed the directory since the record was written.
+    pub(crate) directory_is_ours: bool,
 }
 
 /// All of a domain's chain at one moment.
@@ -143,6 +145,7 @@ impl DiskView {
             name: name.to_owned(),
             image: Arc::clone(image),
             soundness,
+            directory_is_ours: record.as_ref().is_none_or(|r| digest::matches(r, &bitmaps)),
             record,
             pending: None,
             bitmaps,
@@ -187,9 +190,9 @@ impl DiskView {
 
     /// What the states on this disk rest on.
     pub(crate) fn evidence(&self) -> Evidence {
-        match (self.soundness, &self.record) {
-            (Soundness::Stale, _) => Evidence::StaleRecord,
-            (_, Some(record)) if digest::matches(record, &self.bitmaps) => Evidence::Record,
+        match self.soundness {
+            Soundness::Stale => Evidence::StaleRecord,
+            _ if self.directory_is_ours => Evidence::Record,
             _ => Evidence::ChangedDirectory,
         }
     }
