@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use super::{Image, OpenOptions};
 use crate::convert::{to_u64, to_usize};
-use crate::error::{Error, Feature, Result};
+use crate::error::{Feature, Result};
 use crate::format::limits;
 use crate::image::file::ImageFile;
 use crate::storage::{FileStorage, Sharing, Storage};
@@ -168,18 +168,6 @@ impl Layer {
         match self {
             Self::Image(image) => image.read(inside, offset),
             Self::Raw { file, .. } => file.read(inside, HostOffset(offset), "read backing file"),
-        }
-    }
-
-    /// Bytes from `offset` on that certainly read as zero.
-    pub(crate) fn zeros_at(&self, offset: u64) -> Result<u64> {
-        match self {
-            _ if offset >= self.size() => Ok(u64::MAX - offset),
-            Self::Image(_) => Ok(0),
-            Self::Raw { file, .. } => file
-                .storage()
-                .hole_at(offset)
-                .map_err(|source: std::io::Error| -> Error { file.io(source, "seek", offset) }),
         }
     }
 }
