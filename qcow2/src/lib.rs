@@ -3,11 +3,12 @@
 //! Layers, bottom up; each uses those above it in this list and never those below:
 //! [`format`] (bytes and values), [`storage`] (the only code that meets the system), `cache`
 //! (mapping tables), `alloc` (who owns a cluster), [`image`] (the virtual disk), [`bitmaps`]
-//! (persistent bitmaps).
+//! (persistent bitmaps), [`mod@check`] (the consistency check).
 
 mod alloc;
 pub mod bitmaps;
 mod cache;
+pub mod check;
 mod convert;
 pub mod error;
 pub mod format;
@@ -17,6 +18,7 @@ pub mod storage;
 pub mod units;
 
 pub use bitmaps::{BitmapInfo, proof};
+pub use check::{CheckReport, Finding};
 pub use error::{Damage, Error, Feature, Mistake, Result};
 pub use format::chain;
 pub use image::{

@@ -9,4 +9,5 @@ pub mod extension;
 pub mod header;
 pub mod limits;
 pub mod refcount;
+pub mod snapshot;
 pub mod table;

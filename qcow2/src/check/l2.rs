@@ -1,0 +1,120 @@
+//! L2 tables: the data clusters that they name.
+
+use super::mapping::Named;
+use super::{Census, Finding, place};
+use crate::format::table::{COPIED, L2Entry, OFFSET_MASK};
+use crate::geometry::Geometry;
+use crate::units::HostOffset;
+
+/// Bits of a standard entry that must be zero: 1 to 8, 56 to 61.
+const RESERVED: u64 = 0x3f00_0000_0000_01fe;
+const COMPRESSED: u64 = 1 << 62;
+const ZERO: u64 = 1;
+
+/// An entry that names a standard host cluster: its offset, which need not be aligned.
+fn target(entry: u64) -> Option<HostOffset> {
+    let offset = HostOffset(entry & OFFSET_MASK);
+    (entry & COMPRESSED == 0 && offset != HostOffset::ZERO).then_some(offset)
+}
+
+impl Census<'_> {
+    fn read_l2(&mut self, offset: HostOffset) -> Option<Vec<u8>> {
+        let bytes = self.geometry.cluster_bytes();
+        if self.file.storage().hole_at(offset.0).unwrap_or(0) >= bytes {
+            return None;
+        }
+        self.read("L2 table", offset, bytes)
+    }
+
+    /// Counts what one table names.
+    pub(super) fn count_l2(&mut self, offset: HostOffset, named: Named) {
+        let Some(bytes) = self.read_l2(offset) else {
+            return;
+        };
+        let mut follows = None;
+        for (slot, raw) in bytes.as_chunks::<8>().0.iter().enumerate() {
+            let entry = u64::from_be_bytes(*raw);
+            if entry == 0 {
+                continue;
+            }
+            let at = place(offset, slot);
+            if entry & COMPRESSED != 0 {
+                self.count_compressed(at, entry, named);
+                continue;
+            }
+            if entry & RESERVED != 0 {
+                self.l2_problem(at, entry, "reserved bits are set", named);
+            }
+            if entry & ZERO != 0 && self.geometry.version == 2 {
+                let problem = "zero clusters do not exist in version 2";
+                self.l2_problem(at, entry, problem, named);
+            }
+            if let Some(data) = target(entry) {
+                if !self.geometry.is_aligned(data) {
+                    let problem = "the data cluster is not cluster aligned";
+                    self.l2_problem(at, entry, problem, named);
+                }
+                self.report.allocated_clusters += named.active;
+                if follows.is_some_and(|expected| expected != data) {
+                    self.report.fragmented_clusters += named.active;
+                }
+                follows = Some(data.plus(self.geometry.cluster_bytes()));
+                self.count(
+                    "data cluster",
+                    data,
+                    self.geometry.cluster_bytes(),
+                    named.all,
+                );
+            }
+        }
+    }
+
+    fn count_compressed(&mut self, at: HostOffset, entry: u64, named: Named) {
+        if entry & COPIED != 0 {
+            self.l2_problem(at, entry, "a compressed cluster is never COPIED", named);
+        }
+        let (start, bytes) = compressed_range(entry, &self.geometry);
+        self.count("compressed cluster", start, bytes, named.all);
+        self.report.allocated_clusters += named.active;
+        self.report.compressed_clusters += named.active;
+        // Neighbours share sectors, which are read again for each.
+        self.report.fragmented_clusters += named.active;
+    }
+
+    fn l2_problem(&mut self, place: HostOffset, entry: u64, problem: &'static str, named: Named) {
+        let finding = Finding::Entry {
+            table: "L2",
+            place,
+            entry,
+            problem,
+        };
+        self.found(finding, named.all);
+    }
+
+    /// Compares the COPIED flags of one table.
+    pub(super) fn check_copied_l2(&mut self, offset: HostOffset, times: u64) {
+        let Some(bytes) = self.read_l2(offset) else {
+            return;
+        };
+        for (slot, raw) in bytes.as_chunks::<8>().0.iter().enumerate() {
+            let entry = u64::from_be_bytes(*raw);
+            if let Some(data) = target(entry) {
+                self.copied("L2", place(offset, slot), entry, data, times);
+            }
+        }
+    }
+}
+
+/// First byte and bytes of compressed data, in the sectors that hold it.
+fn compressed_range(entry: u64, geometry: &Geometry) -> (HostOffset, u64) {
+    match L2Entry::decode(entry, 0, geometry) {
+        Ok(L2Entry::Compressed {
+            offset,
+            additional_sectors,
+        }) => {
+            let bytes = (additional_sectors + 1) * 512 - offset % 512;
+            (HostOffset(offset), bytes)
+        }
+        _ => (HostOffset::ZERO, 0),
+    }
+}

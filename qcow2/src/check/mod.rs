@@ -1,0 +1,297 @@
+//! The consistency check: who refers to each host cluster, compared with the refcounts.
+//!
+//! Invariants:
+//! - Nothing is written.
+//! - Memory follows the file and the structures that are really there, never a size that a field
+//!   claims. A table that many entries share is read once and counted as often as it is named.
+//! - Whatever the bytes are, the check ends with a report; only a header that cannot be understood
+//!   is an error.
+//!
+//! Counts and exit codes are those of `qemu-img check`; where we see more, or go on where QEMU
+//! gives up, `docs/testing.md` lists it.
+
+mod bitmaps;
+mod counts;
+mod l2;
+mod mapping;
+mod pieces;
+mod refcounts;
+mod report;
+mod snapshots;
+
+use std::collections::BTreeMap;
+use std::ops::Range;
+
+pub use self::report::{CheckReport, Finding, Severity};
+
+use self::counts::ReferenceCounts;
+use self::pieces::pieces;
+use crate::bitmaps::directory_digest;
+use crate::convert::{to_u64, to_usize};
+use crate::error::{Error, Result};
+use crate::format::chain::Reading;
+use crate::format::extension;
+use crate::format::header::{Header, autoclear, incompatible};
+use crate::geometry::Geometry;
+use crate::image::Image;
+use crate::image::file::ImageFile;
+use crate::storage::Storage;
+use crate::units::{HostCluster, HostOffset};
+
+/// Bytes of a table that are read at once.
+const READ_BYTES: u64 = 1 << 20;
+
+/// Checks the image in `storage` by itself: its backing file is not opened.
+///
+/// # Errors
+/// A header that cannot be understood, a feature that changes the meaning of the tables, or I/O
+/// before the tables are reached.
+pub fn check(storage: Box<dyn Storage>) -> Result<CheckReport> {
+    Image::open_unbacked(storage, false)?.check()
+}
+
+impl Image {
+    /// Checks the image as it is on disk; an image open for writing is flushed first, and nobody
+    /// may write to it meanwhile.
+    ///
+    /// # Errors
+    /// I/O while flushing or before the tables are reached. Everything else is in the report.
+    pub fn check(&self) -> Result<CheckReport> {
+        if self.is_writable() {
+            // The first makes references durable, the second the frees that follow from them.
+            self.flush()?;
+            self.flush()?;
+        }
+        let header = self.header();
+        let mut census = Census::new(self.file(), &header)?;
+        census.warn(self, &header);
+        let snapshots = census.read_snapshots(&header);
+        census.count(
+            "header",
+            HostOffset::ZERO,
+            census.geometry.cluster_bytes(),
+            1,
+        );
+        let tables = census.count_mapping(&header, &snapshots);
+        census.count_snapshot_table(&header, &snapshots);
+        census.count_refcount_table(&header);
+        census.count_bitmaps(self);
+        census.compare(&header);
+        census.check_copied(&header, &tables);
+        Ok(census.report)
+    }
+}
+
+/// References found so far, and the report.
+struct Census<'a> {
+    file: &'a ImageFile,
+    geometry: Geometry,
+    /// Length of the file in whole sectors.
+    end: u64,
+    /// Clusters of the file, the last of them perhaps in part.
+    clusters: u64,
+    counts: ReferenceCounts,
+    /// Clusters that may have one reference only.
+    exclusive: Vec<(&'static str, Range<u64>)>,
+    /// Clusters of `exclusive` structures that have more.
+    shared: BTreeMap<u64, (&'static str, u64)>,
+    report: CheckReport,
+}
+
+impl<'a> Census<'a> {
+    fn new(file: &'a ImageFile, header: &Header) -> Result<Self> {
+        let geometry = header.geometry;
+        let end = file.len()?.next_multiple_of(512);
+        let clusters = geometry.clusters_for(end);
+        let report = CheckReport {
+            total_clusters: geometry.clusters_for(header.disk_bytes),
+            ..CheckReport::default()
+        };
+        Ok(Self {
+            file,
+            geometry,
+            end,
+            clusters,
+            counts: ReferenceCounts::new(clusters, geometry.refcount_max()),
+            exclusive: Vec::new(),
+            shared: BTreeMap::new(),
+            report,
+        })
+    }
+
+    fn found(&mut self, finding: Finding, times: u64) {
+        self.report.add(finding, times);
+    }
+
+    /// Counts `times` references to all clusters of a structure. Returns whether it lies in the
+    /// file; the last cluster may go on behind its end.
+    fn count(
+        &mut self,
+        structure: &'static str,
+        offset: HostOffset,
+        bytes: u64,
+        times: u64,
+    ) -> bool {
+        let Some(clusters) = self.clusters_of(structure, offset, bytes, times) else {
+            return bytes == 0;
+        };
+        for cluster in clusters {
+            self.add(cluster, times);
+        }
+        true
+    }
+
+    /// Counts a structure whose clusters nothing else may refer to.
+    fn count_exclusive(&mut self, structure: &'static str, offset: HostOffset, bytes: u64) {
+        self.count_tables(structure, &[(offset, bytes)]);
+    }
+
+    /// Counts structures that may share clusters with one another, and should not.
+    fn count_tables(&mut self, structure: &'static str, tables: &[(HostOffset, u64)]) {
+        let ranges: Vec<Range<u64>> = tables
+            .iter()
+            .filter_map(|&(offset, bytes)| self.clusters_of(structure, offset, bytes, 1))
+            .collect();
+        for (clusters, times) in pieces(&ranges) {
+            for cluster in clusters.clone() {
+                self.add(cluster, times);
+            }
+            self.exclusive.push((structure, clusters));
+        }
+    }
+
+    fn clusters_of(
+        &mut self,
+        structure: &'static str,
+        offset: HostOffset,
+        bytes: u64,
+        times: u64,
+    ) -> Option<Range<u64>> {
+        if bytes == 0 {
+            return None;
+        }
+        let end = offset.0.saturating_add(bytes);
+        if end >= self.end + self.geometry.cluster_bytes() {
+            let finding = Finding::BeyondEnd {
+                structure,
+                offset,
+                bytes,
+            };
+            self.found(finding, times);
+            return None;
+        }
+        let last = self.geometry.host_cluster(HostOffset(end - 1)).0;
+        Some(self.geometry.host_cluster(offset).0..last + 1)
+    }
+
+    fn add(&mut self, cluster: u64, times: u64) {
+        let lost = self.counts.add(cluster, times);
+        if lost > 0 {
+            let offset = self.geometry.host_offset(HostCluster(cluster));
+            let most = self.geometry.refcount_max();
+            self.found(Finding::Overflow { offset, most }, lost);
+        }
+    }
+
+    /// Reads `bytes` at `offset`; a failure becomes a finding.
+    fn read(&mut self, structure: &'static str, offset: HostOffset, bytes: u64) -> Option<Vec<u8>> {
+        let mut buffer = vec![0; to_usize(bytes)];
+        match self.file.read(&mut buffer, offset, "check") {
+            Ok(()) => Some(buffer),
+            Err(error) => {
+                self.unreadable(structure, offset, &error);
+                None
+            }
+        }
+    }
+
+    fn unreadable(&mut self, structure: &'static str, offset: HostOffset, error: &Error) {
+        let problem = match error {
+            Error::Io { source, .. } => source.to_string(),
+            Error::Corrupt { damage, .. } => damage.to_string(),
+            other => other.to_string(),
+        };
+        let finding = Finding::Unreadable {
+            structure,
+            offset,
+            problem,
+        };
+        self.found(finding, 1);
+    }
+
+    /// Reads the 64-bit entries in a range of the file and hands out those that are not zero, with
+    /// the place of each. What lies behind the end of the file is zero.
+    fn entries(
+        &mut self,
+        structure: &'static str,
+        range: Range<u64>,
+        mut work: impl FnMut(&mut Self, HostOffset, u64),
+    ) {
+        let end = range.end.min(self.end);
+        let mut at = range.start;
+        while at < end {
+            let hole = self.file.storage().hole_at(at).unwrap_or(0) & !7;
+            if hole > 0 {
+                at = at.saturating_add(hole);
+                continue;
+            }
+            let step = (end - at).min(READ_BYTES);
+            let Some(bytes) = self.read(structure, HostOffset(at), step) else {
+                return;
+            };
+            for (number, entry) in bytes.as_chunks::<8>().0.iter().enumerate() {
+                let entry = u64::from_be_bytes(*entry);
+                if entry != 0 {
+                    work(
+                        self,
+                        HostOffset(at + Geometry::entries_bytes(number)),
+                        entry,
+                    );
+                }
+            }
+            at += step;
+        }
+    }
+
+    /// Odd things that no count shows.
+    fn warn(&mut self, image: &Image, header: &Header) {
+        let first = image.first_cluster();
+        let bit = header.autoclear & autoclear::BITMAPS != 0;
+        let present = first.content().bitmaps.is_some();
+        let stale = first
+            .others()
+            .iter()
+            .any(|entry| entry.kind == extension::BITMAPS);
+        let chain = match first.reading() {
+            Reading::Stale(_) => Some(Finding::ChainStale),
+            Reading::Damaged => Some(Finding::ChainDamaged),
+            Reading::Current(record) => {
+                let directory = image.directory();
+                let entries = directory.entries(self.file).unwrap_or_default();
+                let digest = directory_digest(record, entries.iter());
+                (digest != record.directory_digest).then_some(Finding::DirectoryChanged)
+            }
+            Reading::Absent => None,
+        };
+        let findings = [
+            (header.incompatible & incompatible::CORRUPT != 0).then_some(Finding::MarkedCorrupt),
+            (header.incompatible & incompatible::DIRTY != 0).then_some(Finding::Dirty),
+            stale.then_some(Finding::StaleBitmaps),
+            (bit && !present && !stale).then_some(Finding::BitmapsBitAlone),
+            chain,
+        ];
+        for finding in findings.into_iter().flatten() {
+            self.found(finding, 1);
+        }
+    }
+}
+
+/// Bytes that are not UTF-8 replaced.
+fn text(bytes: &[u8]) -> String {
+    String::from_utf8_lossy(bytes).into_owned()
+}
+
+/// A position in a table of 8-byte entries.
+fn place(table: HostOffset, slot: usize) -> HostOffset {
+    table.plus(to_u64(slot) * 8)
+}
