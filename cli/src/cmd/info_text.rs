@@ -1,0 +1,140 @@
+//! `info` for people: the lines of `qemu-img info`, then the chain of checkpoints.
+
+use std::path::Path;
+
+use tidemark_qcow2::format::chain::{ChainRecord, Reading};
+use tidemark_qcow2::format::header::{autoclear, compatible, incompatible};
+
+use crate::answer::{bitmap_flags, chain, date};
+use crate::cmd::info::{FileFacts, compression, file_line, full_name};
+use crate::exit::{Exit, Outcome};
+use crate::facts::Facts;
+use crate::out::{Out, say};
+use crate::size::human;
+
+/// Prints all of it.
+pub(crate) fn print(out: &mut Out, path: &Path, facts: &Facts, file: &FileFacts) -> Outcome {
+    let bytes = facts.header.disk_bytes;
+    say!(out, "image: {}", path.display())?;
+    say!(out, "file format: qcow2")?;
+    say!(out, "virtual size: {} ({bytes} bytes)", human(bytes))?;
+    say!(out, "disk size: {}", human(file.allocated))?;
+    if facts.header.encryption != 0 {
+        say!(out, "encrypted: yes")?;
+    }
+    say!(out, "cluster_size: {}", facts.header.geometry.cluster_bytes())?;
+    if facts.has(incompatible::DIRTY) {
+        say!(out, "cleanly shut down: no")?;
+    }
+    if let Some(backing) = &facts.backing_name {
+        let full = full_name(path, backing);
+        if full == *backing {
+            say!(out, "backing file: {backing}")?;
+        } else {
+            say!(out, "backing file: {backing} (actual path: {full})")?;
+        }
+        if let Some(format) = &facts.backing_format {
+            say!(out, "backing file format: {format}")?;
+        }
+    }
+    snapshots(out, facts)?;
+    specific(out, facts)?;
+    say!(out, "Child node '/file':")?;
+    say!(out, "    filename: {}", path.display())?;
+    say!(out, "    protocol type: file")?;
+    file_line(out, file)?;
+    checkpoints(out, facts)?;
+    Ok(Exit::Done)
+}
+
+fn snapshots(out: &mut Out, facts: &Facts) -> Outcome<()> {
+    if facts.snapshots.is_empty() {
+        return Ok(());
+    }
+    say!(out, "Snapshot list:")?;
+    say!(out, "{:<8}{:<17}{:>8}{:>20}{:>15}", "ID", "TAG", "VM_SIZE", "DATE", "VM_CLOCK")?;
+    for snapshot in &facts.snapshots {
+        let seconds = snapshot.vm_clock / 1_000_000_000;
+        let clock = format!(
+            "{:04}:{:02}:{:02}.{:03}",
+            seconds / 3600,
+            seconds / 60 % 60,
+            seconds % 60,
+            snapshot.vm_clock / 1_000_000 % 1000
+        );
+        let (id, name) = (&snapshot.id, &snapshot.name);
+        let state = human(snapshot.vm_state_bytes);
+        let date = date(snapshot.date.0.into());
+        say!(out, "{id:<8}{name:<16} {state:>8} {date:>19} {clock:>14}")?;
+    }
+    Ok(())
+}
+
+fn specific(out: &mut Out, facts: &Facts) -> Outcome<()> {
+    let header = &facts.header;
+    let is_old = header.geometry.version == 2;
+    say!(out, "Format specific information:")?;
+    say!(out, "    compat: {}", if is_old { "0.10" } else { "1.1" })?;
+    say!(out, "    compression type: {}", compression(facts))?;
+    if !is_old {
+        let lazy = header.compatible & compatible::LAZY_REFCOUNTS != 0;
+        say!(out, "    lazy refcounts: {lazy}")?;
+    }
+    if !is_old && !facts.bitmaps.is_empty() {
+        say!(out, "    bitmaps:")?;
+        for (number, bitmap) in facts.bitmaps.iter().enumerate() {
+            say!(out, "        [{number}]:")?;
+            say!(out, "            flags:")?;
+            let flags = bitmap_flags(bitmap.in_use, bitmap.auto);
+            for (number, flag) in flags.iter().enumerate() {
+                say!(out, "                [{number}]: {flag}")?;
+            }
+            say!(out, "            name: {}", String::from_utf8_lossy(&bitmap.name))?;
+            say!(out, "            granularity: {}", bitmap.granularity.bytes())?;
+        }
+    }
+    say!(out, "    refcount bits: {}", header.geometry.refcount_bits())?;
+    if facts.has(incompatible::DATA_FILE) {
+        if let Some(name) = &facts.data_file {
+            say!(out, "    data file: {name}")?;
+        }
+        let raw = header.autoclear & autoclear::RAW_DATA_FILE != 0;
+        say!(out, "    data file raw: {raw}")?;
+    }
+    if !is_old {
+        say!(out, "    corrupt: {}", facts.has(incompatible::CORRUPT))?;
+        say!(out, "    extended l2: {}", facts.has(incompatible::EXTENDED_L2))?;
+    }
+    Ok(())
+}
+
+fn checkpoints(out: &mut Out, facts: &Facts) -> Outcome<()> {
+    let record = match &facts.chain {
+        Reading::Absent => return Ok(()),
+        Reading::Damaged => return say!(out, "Checkpoints: the chain record is damaged"),
+        Reading::Stale(record) => {
+            say!(out, "Checkpoints (an older record, the newest is damaged):")?;
+            record
+        }
+        Reading::Current(record) => {
+            say!(out, "Checkpoints:")?;
+            record
+        }
+    };
+    say!(out, "    image uuid: {}", record.image)?;
+    say!(out, "    scheme: {}", chain::scheme(record.scheme))?;
+    if let Some((offset, bytes)) = facts.chain_place() {
+        say!(out, "    header extension: {bytes} bytes at offset {offset}")?;
+    }
+    for entry in &record.checkpoints {
+        let parent = chain::name_of(record, entry.parent).unwrap_or("-");
+        let current = if is_current(record, entry) { ", current" } else { "" };
+        let state = chain::recorded_state(entry, &facts.bitmaps).as_str();
+        say!(out, "    {}: parent {parent}, {state}{current}", entry.name)?;
+    }
+    Ok(())
+}
+
+fn is_current(record: &ChainRecord, entry: &chain::Entry) -> bool {
+    record.current == Some(entry.identity)
+}

@@ -1,0 +1,135 @@
+//! Opening images as the command line asks for it.
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use clap::Args;
+use tidemark_qcow2::{FileStorage, Gate, Image, NoFiles, OpenOptions, PlainFiles, Sharing, Storage};
+
+use crate::exit::{Failure, Outcome};
+use crate::out::{trace, warn};
+
+/// Which format IMAGE has.
+#[derive(Args, Clone, Debug)]
+pub(crate) struct Format {
+    /// Format of IMAGE; it is never guessed
+    #[arg(short = 'f', value_name = "FMT", default_value = "qcow2")]
+    pub(crate) format: String,
+}
+
+/// Whether an image that another process holds may be looked at.
+#[derive(Args, Clone, Copy, Debug, Default)]
+pub(crate) struct Share {
+    /// Look at an image that another process holds; the answer is unsteady
+    #[arg(short = 'U', long)]
+    pub(crate) force_share: bool,
+}
+
+/// Which files named inside an image may be opened.
+#[derive(Args, Clone, Debug, Default)]
+pub(crate) struct Gates {
+    /// Open no backing file
+    #[arg(long)]
+    pub(crate) no_backing: bool,
+    /// Open backing files only below DIR (may be repeated)
+    #[arg(long, value_name = "DIR", conflicts_with = "no_backing")]
+    pub(crate) allow_backing: Vec<PathBuf>,
+}
+
+impl Format {
+    /// Refuses every format but qcow2.
+    pub(crate) fn require_qcow2(&self, path: &Path) -> Outcome<()> {
+        if self.format == "qcow2" {
+            return Ok(());
+        }
+        Err(Failure::unsupported(format!(
+            "{}: format '{}' is not supported by this command; it works on qcow2 images",
+            path.display(),
+            self.format
+        )))
+    }
+}
+
+impl Share {
+    pub(crate) fn sharing(self) -> Sharing {
+        if self.force_share {
+            Sharing::ForceShare
+        } else {
+            Sharing::Exclusive
+        }
+    }
+
+    /// Opens a file for reading, and says when the answer will be unsteady.
+    pub(crate) fn storage(self, path: &Path) -> Outcome<FileStorage> {
+        trace(format_args!("{}: open for reading", path.display()));
+        let storage = FileStorage::open(path, false, self.sharing())
+            .map_err(|error| Failure::io(path, "open", &error))?;
+        if self.force_share && self.is_held(path) {
+            let path = path.display();
+            warn(format_args!("{path}: in use by another process, the answer is unsteady"));
+        }
+        Ok(storage)
+    }
+
+    /// Whether somebody is writing the image.
+    pub(crate) fn is_held(self, path: &Path) -> bool {
+        self.force_share
+            && FileStorage::open(path, false, Sharing::Exclusive)
+                .is_err_and(|error| error.kind() == std::io::ErrorKind::WouldBlock)
+    }
+}
+
+impl Gates {
+    /// The gate: plain paths with an explicit format, unless narrowed.
+    pub(crate) fn gate(&self, share: Share) -> Arc<dyn Gate> {
+        if self.no_backing {
+            return Arc::new(NoFiles);
+        }
+        Arc::new(PlainFiles {
+            below: self.allow_backing.clone(),
+            sharing: share.sharing(),
+        })
+    }
+
+    /// Opens an image with its backing chain for reading.
+    pub(crate) fn read(&self, path: &Path, share: Share) -> Outcome<Image> {
+        let storage: Box<dyn Storage> = Box::new(share.storage(path)?);
+        if self.no_backing {
+            return Ok(Image::open_unbacked(storage, false)?);
+        }
+        Ok(Image::open(storage, OpenOptions::reading(self.gate(share)))?)
+    }
+
+    /// Opens an image with its backing chain for writing.
+    pub(crate) fn write(&self, path: &Path) -> Outcome<Image> {
+        let storage: Box<dyn Storage> = Box::new(writable(path)?);
+        if self.no_backing {
+            return Ok(Image::open_unbacked(storage, true)?);
+        }
+        let gate = self.gate(Share::default());
+        Ok(Image::open(storage, OpenOptions::writing(gate))?)
+    }
+}
+
+/// Opens an image alone, for questions that no backing file can answer.
+pub(crate) fn read_alone(path: &Path, share: Share) -> Outcome<Image> {
+    let storage: Box<dyn Storage> = Box::new(share.storage(path)?);
+    Ok(Image::open_unbacked(storage, false)?)
+}
+
+/// Opens an image alone to change its bitmaps.
+pub(crate) fn write_alone(path: &Path) -> Outcome<Image> {
+    let storage: Box<dyn Storage> = Box::new(writable(path)?);
+    Ok(Image::open_unbacked(storage, true)?)
+}
+
+fn writable(path: &Path) -> Outcome<FileStorage> {
+    trace(format_args!("{}: open for writing", path.display()));
+    FileStorage::open(path, true, Sharing::Exclusive).map_err(|error| {
+        let failure = Failure::io(path, "open for writing", &error);
+        match error.kind() {
+            std::io::ErrorKind::WouldBlock => Failure::new(format!("{}: {error}", path.display())),
+            _ => failure,
+        }
+    })
+}
