@@ -37,7 +37,9 @@ fn freeze(image: &Image, number: usize) {
 fn apply(image: &Image, model: &mut DiskModel, op: &Op) {
     match *op {
         Op::Write { offset, len, seed } => {
-            image.write(&tidemark_fixtures::ops::fill(seed, len), offset).unwrap();
+            image
+                .write(&tidemark_fixtures::ops::fill(seed, len), offset)
+                .unwrap();
         }
         Op::WriteZeroes { offset, len } => image.write_zeroes(offset, len).unwrap(),
         Op::Discard { offset, len } => image.discard(offset, len).unwrap(),
@@ -82,7 +84,9 @@ fn run(options: &CreateOptions, list: &[Op], check_with_qemu: bool) {
     assert!(image_bits::guest_content(&bytes).unwrap() == model.content());
     if tracked {
         for (number, moment) in moments.iter().enumerate() {
-            let until = moments.get(number + 1).map_or(model.content(), Vec::as_slice);
+            let until = moments
+                .get(number + 1)
+                .map_or(model.content(), Vec::as_slice);
             let bits = image.load_bitmap(&format!("c{number}")).unwrap();
             assert_covers(&bits, moment, until, &format!("interval {number}"));
         }

@@ -38,7 +38,9 @@ fn writer(image: &Image, lane: u64, steps: usize) -> Vec<u8> {
             2 => image.flush().unwrap(),
             _ => {
                 let byte = u8::try_from(step % 255 + 1).unwrap();
-                image.write(&vec![byte; index(len)], lane * LANE + at).unwrap();
+                image
+                    .write(&vec![byte; index(len)], lane * LANE + at)
+                    .unwrap();
                 known[range.clone()].fill(byte);
                 let mut back = vec![0; index(len)];
                 image.read(&mut back, lane * LANE + at).unwrap();
@@ -73,7 +75,10 @@ fn freezes(image: &Image, done: &AtomicBool) -> usize {
 fn writers_readers_and_freezes_side_by_side_lose_nothing() {
     for cluster_bits in [12, 16] {
         let storage = CrashStorage::new(Vec::new());
-        let options = CreateOptions { cluster_bits, ..CreateOptions::new(SIZE) };
+        let options = CreateOptions {
+            cluster_bits,
+            ..CreateOptions::new(SIZE)
+        };
         let image = Image::create(Box::new(storage.clone()), &options, writing()).unwrap();
         add_bitmap(&image, "c0", 65536);
         let done = AtomicBool::new(false);
@@ -83,14 +88,19 @@ fn writers_readers_and_freezes_side_by_side_lose_nothing() {
                 let mut piece = vec![0; 1 << 20];
                 let mut random = Random::new(99);
                 while !done.load(Ordering::Acquire) {
-                    image.read(&mut piece, random.next_u64() % (SIZE - (1 << 20))).unwrap();
+                    image
+                        .read(&mut piece, random.next_u64() % (SIZE - (1 << 20)))
+                        .unwrap();
                 }
             });
             let image = &image;
-            let writers: Vec<_> =
-                (0..WRITERS).map(|lane| scope.spawn(move || writer(image, lane, 120))).collect();
-            let content: Vec<u8> =
-                writers.into_iter().flat_map(|writer| writer.join().unwrap()).collect();
+            let writers: Vec<_> = (0..WRITERS)
+                .map(|lane| scope.spawn(move || writer(image, lane, 120)))
+                .collect();
+            let content: Vec<u8> = writers
+                .into_iter()
+                .flat_map(|writer| writer.join().unwrap())
+                .collect();
             done.store(true, Ordering::Release);
             reader.join().unwrap();
             (content, freezer.join().unwrap())
@@ -102,10 +112,19 @@ fn writers_readers_and_freezes_side_by_side_lose_nothing() {
         assert!(read_all(&image) == content);
         let mut all = image.load_bitmap("c0").unwrap();
         for number in 1..=frozen {
-            all.union_outward(&image.load_bitmap(&format!("c{number}")).unwrap()).unwrap();
+            all.union_outward(&image.load_bitmap(&format!("c{number}")).unwrap())
+                .unwrap();
         }
-        assert_covers(&all, &vec![0; content.len()], &content, "all intervals together");
-        println!("clusters 2^{cluster_bits}: {} writes, {frozen} freezes", WRITERS * 120);
+        assert_covers(
+            &all,
+            &vec![0; content.len()],
+            &content,
+            "all intervals together",
+        );
+        println!(
+            "clusters 2^{cluster_bits}: {} writes, {frozen} freezes",
+            WRITERS * 120
+        );
         if oracle::available() {
             let dir = tempfile::tempdir().unwrap();
             let path = dir.path().join("races.qcow2");
@@ -118,8 +137,12 @@ fn writers_readers_and_freezes_side_by_side_lose_nothing() {
 #[test]
 fn threads_that_write_the_same_clusters_leave_one_of_their_values() {
     let storage = CrashStorage::new(Vec::new());
-    let image =
-        Image::create(Box::new(storage.clone()), &CreateOptions::new(1 << 20), writing()).unwrap();
+    let image = Image::create(
+        Box::new(storage.clone()),
+        &CreateOptions::new(1 << 20),
+        writing(),
+    )
+    .unwrap();
     add_bitmap(&image, "b", 4096);
     std::thread::scope(|scope| {
         for byte in 1..=8 {
@@ -136,7 +159,10 @@ fn threads_that_write_the_same_clusters_leave_one_of_their_values() {
     });
     let content = read_all(&image);
     for sector in content[..512 * 512].chunks(512) {
-        assert!(sector.iter().all(|byte| *byte == sector[0] && *byte <= 8), "a torn sector");
+        assert!(
+            sector.iter().all(|byte| *byte == sector[0] && *byte <= 8),
+            "a torn sector"
+        );
     }
     image.close().unwrap();
     if oracle::available() {

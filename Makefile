@@ -1,0 +1,38 @@
+# The commands of this repository. `make help` lists them.
+
+CARGO ?= cargo
+
+.PHONY: help test test-full check bench fuzz demo install-test-tools
+
+help: ## Show this list
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 24
+
+demo: ## Tell the whole story on a real image
+	$(CARGO) run --release -- demo
+
+test: install-test-tools ## Install what the tests need (QEMU's tools) and run all tests
+	$(CARGO) test --workspace --locked
+
+test-full: install-test-tools ## The same with long property tests and sweeps (about half an hour)
+	TIDEMARK_CASES=2000 PROPTEST_CASES=4000 $(CARGO) test --workspace --locked --release
+
+# qemu-utils holds qemu-img, qemu-io, qemu-nbd and qemu-storage-daemon.
+install-test-tools:
+	@if [ -n "$$TIDEMARK_NO_QEMU" ] || command -v qemu-storage-daemon >/dev/null; then :; else \
+	  sudo=$$([ "$$(id -u)" = 0 ] || echo sudo); \
+	  $$sudo apt-get update && $$sudo apt-get install -y --no-install-recommends qemu-utils; fi
+
+check: ## Formatting, lints and documentation
+	$(CARGO) fmt --all --check
+	$(CARGO) clippy --workspace --all-targets --locked -- -D warnings
+	RUSTDOCFLAGS="-D warnings" $(CARGO) doc --workspace --no-deps --locked
+
+bench: ## Run the benchmarks
+	$(CARGO) bench -p tidemark-benches
+
+FUZZ_SECONDS ?= 60
+FUZZ_TARGETS = header directory table chain open
+fuzz: ## Run every fuzz target for FUZZ_SECONDS (nightly and cargo-fuzz)
+	for target in $(FUZZ_TARGETS); do \
+	  $(CARGO) +nightly fuzz run --features libfuzzer $$target -- \
+	    -max_total_time=$(FUZZ_SECONDS) -rss_limit_mb=2048 -timeout=10 -verbosity=0 || exit 1; done

@@ -1,0 +1,363 @@
+//! The rules of docs/ordering.md, one test each and of the same name: on the log of every write
+//! and flush, X is durable before Y is written.
+
+mod common;
+
+use std::ops::Range;
+
+use common::{add_bitmap, granularity, open_bytes, reading, writing};
+use tidemark_fixtures::storage::{CrashStorage, Event, EventKind};
+use tidemark_qcow2::chain::Scheme;
+use tidemark_qcow2::{CreateOptions, Error, Image, proof};
+
+const CLUSTER: u64 = 65536;
+const SIZE: u64 = 64 << 20;
+
+/// A session on a fresh image, and where things are in the image afterwards.
+struct Log {
+    events: Vec<Event>,
+    bytes: Vec<u8>,
+}
+
+fn be64(bytes: &[u8], at: u64) -> u64 {
+    let at = usize::try_from(at).unwrap();
+    u64::from_be_bytes(bytes[at..at + 8].try_into().unwrap())
+}
+
+const OFFSET: u64 = 0x00ff_ffff_ffff_fe00;
+
+impl Log {
+    fn record(
+        options: &CreateOptions,
+        prepare: impl FnOnce(&Image),
+        work: impl FnOnce(Image),
+    ) -> Self {
+        let base = common::built(options, prepare);
+        let storage = CrashStorage::new(base);
+        let image = Image::open(Box::new(storage.clone()), writing()).unwrap();
+        work(image);
+        Self {
+            events: storage.log().events().to_vec(),
+            bytes: storage.to_bytes(),
+        }
+    }
+
+    /// Numbers of the events that write into `range`.
+    fn writes(&self, range: Range<u64>) -> Vec<usize> {
+        let hits = |event: &Event| match event.kind {
+            EventKind::Write { offset, len } | EventKind::WriteZeroes { offset, len } => {
+                offset < range.end && range.start < offset + len
+            }
+            _ => false,
+        };
+        (0..self.events.len())
+            .filter(|&number| hits(&self.events[number]))
+            .collect()
+    }
+
+    fn discards(&self, range: Range<u64>) -> Vec<usize> {
+        let hits = |event: &Event| match event.kind {
+            EventKind::Discard { offset, len } => offset < range.end && range.start < offset + len,
+            _ => false,
+        };
+        (0..self.events.len())
+            .filter(|&number| hits(&self.events[number]))
+            .collect()
+    }
+
+    /// The first write of `earlier` is durable before the first write of `later`.
+    fn durable_before(&self, what: &str, earlier: &[usize], later: &[usize]) {
+        let first = *earlier
+            .first()
+            .unwrap_or_else(|| panic!("{what}: never written"));
+        let then = *later
+            .first()
+            .unwrap_or_else(|| panic!("{what}: nothing follows"));
+        let flushed = self.events[first..then.max(first)]
+            .iter()
+            .any(|event| event.kind == EventKind::Flush);
+        assert!(
+            first < then && flushed,
+            "{what}: event {first} is not durable before {then}"
+        );
+    }
+
+    fn l1(&self) -> u64 {
+        be64(&self.bytes, 40)
+    }
+
+    fn l2(&self, index: u64) -> u64 {
+        be64(&self.bytes, self.l1() + index * 8) & OFFSET
+    }
+
+    /// Host offset of a guest cluster below the first L2 table.
+    fn data(&self, cluster: u64) -> u64 {
+        be64(&self.bytes, self.l2(0) + cluster * 8) & OFFSET
+    }
+
+    fn refcount_block(&self, index: u64) -> u64 {
+        be64(&self.bytes, be64(&self.bytes, 48) + index * 8) & OFFSET
+    }
+
+    /// Host offset of the first bitmap's table.
+    fn bitmap_table(&self) -> u64 {
+        let at = self
+            .bytes
+            .windows(4)
+            .position(|window| window == [0x23, 0x85, 0x28, 0x75]);
+        let directory = be64(&self.bytes, u64::try_from(at.unwrap()).unwrap() + 8 + 16);
+        be64(&self.bytes, directory)
+    }
+
+    fn bitmap_page(&self) -> u64 {
+        be64(&self.bytes, self.bitmap_table()) & OFFSET
+    }
+}
+
+fn cluster(at: u64) -> Range<u64> {
+    at..at + CLUSTER
+}
+
+fn entry(at: u64) -> Range<u64> {
+    at..at + 8
+}
+
+fn options() -> CreateOptions {
+    CreateOptions::new(SIZE)
+}
+
+/// An image with one allocated cluster, and a recording bitmap whose page has a cluster.
+fn tracked(image: &Image) {
+    image.write(&[1; 65536], 0).unwrap();
+    image
+        .update(|update| {
+            let mut bits = update.blank(granularity(65536))?;
+            bits.mark(SIZE - 1..SIZE).unwrap();
+            update.put("b", bits, true)
+        })
+        .unwrap();
+}
+
+fn write_and_crash(image: Image, offset: u64, flush: bool) {
+    image.write(&[2; 4096], offset).unwrap();
+    if flush {
+        image.flush().unwrap();
+    }
+    drop(image);
+}
+
+#[test]
+fn mark_precedes_data() {
+    let log = Log::record(&options(), tracked, |image| {
+        write_and_crash(image, 8192, false)
+    });
+    let marks = log.writes(cluster(log.bitmap_page()));
+    log.durable_before("a mark", &marks, &log.writes(cluster(log.data(0))));
+}
+
+#[test]
+fn mark_precedes_mapping() {
+    let log = Log::record(&options(), tracked, |image| {
+        write_and_crash(image, 5 * CLUSTER, true)
+    });
+    let marks = log.writes(cluster(log.bitmap_page()));
+    log.durable_before("a mark", &marks, &log.writes(entry(log.l2(0) + 5 * 8)));
+}
+
+#[test]
+fn data_precedes_mapping() {
+    let log = Log::record(&options(), tracked, |image| {
+        write_and_crash(image, 5 * CLUSTER, true)
+    });
+    let data = log.writes(cluster(log.data(5)));
+    log.durable_before("data", &data, &log.writes(entry(log.l2(0) + 5 * 8)));
+}
+
+#[test]
+fn refcount_precedes_reference() {
+    let log = Log::record(&options(), tracked, |image| {
+        write_and_crash(image, 5 * CLUSTER, true)
+    });
+    let count = log.refcount_block(0) + log.data(5) / CLUSTER * 2;
+    log.durable_before(
+        "a refcount",
+        &log.writes(count..count + 2),
+        &log.writes(entry(log.l2(0) + 5 * 8)),
+    );
+}
+
+#[test]
+fn refcount_block_precedes_table_entry() {
+    // Clusters of 512 bytes and 64-bit counts: a block counts 64 clusters.
+    let small = CreateOptions {
+        cluster_bits: 9,
+        refcount_bits: 64,
+        ..CreateOptions::new(1 << 20)
+    };
+    let log = Log::record(
+        &small,
+        |_| {},
+        |image| {
+            image.write(&[1; 40_000], 0).unwrap();
+            image.flush().unwrap();
+        },
+    );
+    let table = be64(&log.bytes, 48);
+    let block = log.refcount_block(1);
+    log.durable_before(
+        "a block",
+        &log.writes(block..block + 512),
+        &log.writes(entry(table + 8)),
+    );
+}
+
+#[test]
+fn refcount_table_precedes_header() {
+    let small = CreateOptions {
+        cluster_bits: 9,
+        refcount_bits: 64,
+        ..CreateOptions::new(8 << 20)
+    };
+    let log = Log::record(
+        &small,
+        |_| {},
+        |image| {
+            image.write(&vec![1; 4 << 20], 0).unwrap();
+            image.flush().unwrap();
+        },
+    );
+    let table = be64(&log.bytes, 48);
+    assert!(table > 4096, "the table moved");
+    log.durable_before(
+        "the table",
+        &log.writes(table..table + 512),
+        &log.writes(48..60),
+    );
+}
+
+#[test]
+fn l2_table_precedes_l1_entry() {
+    let log = Log::record(
+        &options(),
+        |_| {},
+        |image| write_and_crash(image, 5 * CLUSTER, true),
+    );
+    let table = log.writes(cluster(log.l2(0)));
+    log.durable_before("an L2 table", &table, &log.writes(entry(log.l1())));
+}
+
+#[test]
+fn reference_goes_before_free() {
+    let log = Log::record(&options(), tracked, |image| {
+        image.discard(0, CLUSTER).unwrap();
+        image.flush().unwrap();
+        image.close().unwrap();
+    });
+    let freed = log.discards(0..u64::MAX);
+    let entry_write = log.writes(entry(log.l2(0)));
+    log.durable_before("a dropped reference", &entry_write, &freed);
+}
+
+#[test]
+fn freed_clusters_are_not_reused_before_their_reference_is_durably_gone() {
+    let log = Log::record(&options(), tracked, |image| {
+        image.discard(0, CLUSTER).unwrap();
+        // Without a flush the old cluster may still be referred to on disk.
+        image.write(&[7; 65536], 9 * CLUSTER).unwrap();
+        image.flush().unwrap();
+        drop(image);
+    });
+    let old = 4 * CLUSTER;
+    assert_ne!(log.data(9), old, "the freed cluster was reused at once");
+}
+
+#[test]
+fn bitmap_page_precedes_table_entry() {
+    let log = Log::record(
+        &options(),
+        |image| {
+            image.write(&[1; 65536], 0).unwrap();
+            add_bitmap(image, "b", 65536);
+        },
+        |image| write_and_crash(image, 8192, false),
+    );
+    let page = log.writes(cluster(log.bitmap_page()));
+    let named = log.writes(entry(log.bitmap_table()));
+    log.durable_before("a bitmap page", &page, &named);
+    log.durable_before("its table entry", &named, &log.writes(cluster(log.data(0))));
+}
+
+fn freeze(image: &Image) {
+    image
+        .update(|update| {
+            let old = update.load("b")?;
+            update.put("b", old, false)?;
+            let mut new = update.blank(granularity(65536))?;
+            proof::plant(update.image(), &mut new)?;
+            update.put("c", new, true)?;
+            update.set_record(Some(proof::fresh_record(Scheme::Intervals).unwrap()));
+            Ok::<_, Error>(())
+        })
+        .unwrap();
+}
+
+#[test]
+fn structures_precede_header() {
+    let log = Log::record(&options(), tracked, |image| {
+        freeze(&image);
+        drop(image);
+    });
+    let header = log.writes(0..512);
+    for (what, place) in [
+        ("a table", log.bitmap_table()),
+        ("a page", log.bitmap_page()),
+    ] {
+        log.durable_before(what, &log.writes(cluster(place)), &header);
+    }
+}
+
+#[test]
+fn slot_precedes_header_sector() {
+    // The second freeze finds the canonical layout: one write of a slot, one of sector 0.
+    let log = Log::record(
+        &options(),
+        |image| {
+            tracked(image);
+            freeze(image);
+        },
+        |image| {
+            image
+                .update(|update| {
+                    update.set_record(Some(proof::fresh_record(Scheme::Cumulative).unwrap()));
+                    Ok::<_, Error>(())
+                })
+                .unwrap();
+            drop(image);
+        },
+    );
+    log.durable_before("the slot", &log.writes(512..CLUSTER), &log.writes(0..512));
+    assert_eq!(log.writes(0..512).len(), 1, "one write commits everything");
+    let image = open_bytes(log.bytes.clone(), reading()).unwrap();
+    assert!(matches!(
+        image.chain(),
+        tidemark_qcow2::chain::Reading::Current(_)
+    ));
+}
+
+#[test]
+fn staged_regions_stay_wide_until_the_writers_are_gone() {
+    let log = Log::record(&options(), tracked, |image| {
+        image.write(&[2; 4096], 8192).unwrap();
+        image.flush().unwrap();
+        image.flush().unwrap();
+        drop(image);
+    });
+    let image = open_bytes(log.bytes.clone(), reading()).unwrap();
+    let dirty = image.load_bitmap("b").unwrap();
+    // 4 MiB of region, and the bit that was set before.
+    assert_eq!(
+        dirty.dirty_bytes(),
+        (4 << 20) + CLUSTER,
+        "a flush narrows nothing"
+    );
+}
