@@ -179,7 +179,9 @@ fn write_session(cluster_bits: u32, refcount_bits: u32, sample: usize) -> (usize
     session.flush();
     session.write((5 << 20) + 300, 4_000, 5);
     session.zero(5 << 20, 50_000, true);
+    session.image().narrow_idle_regions().unwrap();
     session.write(9 << 20, 3_000, 6);
+    session.image().narrow_idle_regions().unwrap();
     session.write(10_000, 80_000, 7);
     session.flush();
     session.write(5 << 20, 20_000, 8);

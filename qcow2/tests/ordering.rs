@@ -361,3 +361,40 @@ fn staged_regions_stay_wide_until_the_writers_are_gone() {
         "a flush narrows nothing"
     );
 }
+
+#[test]
+fn idle_regions_become_exact_while_busy_ones_stay_wide() {
+    let log = Log::record(&options(), tracked, |image| {
+        image.write(&[2; 4096], 8192).unwrap();
+        image.write(&[2; 4096], 40 << 20).unwrap();
+        image.flush().unwrap();
+        image.narrow_idle_regions().unwrap();
+        // Busy since the last call: wide on disk. The other region is idle: exact.
+        image.write(&[3; 4096], 41 << 20).unwrap();
+        image.narrow_idle_regions().unwrap();
+        image.flush().unwrap();
+        drop(image);
+    });
+    let image = open_bytes(log.bytes.clone(), reading()).unwrap();
+    let dirty = image.load_bitmap("b").unwrap();
+    assert_eq!(dirty.dirty_bytes(), CLUSTER + (4 << 20) + CLUSTER);
+    assert!(dirty.test(8192) && dirty.test(40 << 20) && dirty.test((44 << 20) - 1));
+}
+
+#[test]
+fn a_region_that_was_narrowed_is_wide_again_before_it_is_overwritten() {
+    let log = Log::record(&options(), tracked, |image| {
+        image.write(&[2; 4096], 8192).unwrap();
+        image.flush().unwrap();
+        image.narrow_idle_regions().unwrap();
+        image.narrow_idle_regions().unwrap();
+        image.write(&[3; 4096], 20_480).unwrap();
+        drop(image);
+    });
+    let data = log.writes(cluster(log.data(0)));
+    let marks = log.writes(cluster(log.bitmap_page()));
+    let again = *data.last().unwrap();
+    let mark = *marks.iter().rev().find(|&&mark| mark < again).unwrap();
+    assert!(mark > data[0], "the second overwrite has a mark of its own");
+    log.durable_before("the mark", &[mark], &[again]);
+}

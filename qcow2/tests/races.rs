@@ -36,6 +36,7 @@ fn writer(image: &Image, lane: u64, steps: usize) -> Vec<u8> {
                 image.read(&mut known[range], lane * LANE + at).unwrap();
             }
             2 => image.flush().unwrap(),
+            3 => image.narrow_idle_regions().unwrap(),
             _ => {
                 let byte = u8::try_from(step % 255 + 1).unwrap();
                 image
@@ -87,6 +88,7 @@ fn writers_readers_and_freezes_side_by_side_lose_nothing() {
             let reader = scope.spawn(|| {
                 let mut piece = vec![0; 1 << 20];
                 let mut random = Random::new(99);
+                image.narrow_idle_regions().unwrap();
                 while !done.load(Ordering::Acquire) {
                     image
                         .read(&mut piece, random.next_u64() % (SIZE - (1 << 20)))

@@ -40,6 +40,16 @@ impl RegionSet {
         self.words[to_usize(region / 64)].fetch_or(1 << (region % 64), Ordering::AcqRel);
     }
 
+    pub(super) fn remove(&self, region: u64) {
+        self.words[to_usize(region / 64)].fetch_and(!(1 << (region % 64)), Ordering::AcqRel);
+    }
+
+    pub(super) fn clear(&self) {
+        self.words
+            .iter()
+            .for_each(|word| word.store(0, Ordering::Release));
+    }
+
     /// All regions of the set, in order.
     pub(super) fn iter(&self) -> impl Iterator<Item = u64> + '_ {
         (0_u64..).zip(self.words.iter()).flat_map(|(number, word)| {

@@ -9,8 +9,9 @@
 //!   them staged: a flush writes staged regions before the mapping, behind one barrier.
 //! - The bytes of a bitmap sector on disk are derived: exact bits, and ones for staged regions.
 //!   Both only grow while the tracker lives, so writes in any order are supersets.
-//! - A region stays staged until the tracker is closed. Only then, with all writers out, are the
-//!   exact bits written ([`Tracker::narrow`]).
+//! - A region leaves the staged set only while all writers are out: one by one when it has been idle
+//!   ([`Tracker::age`]), all when the tracker ends ([`Tracker::narrow`]). Only then may its bits on
+//!   disk become exact. A flush narrows nothing.
 //! - A page without a cluster gets one, written and counted durably before the table names it. If
 //!   there is no space its table entry becomes all ones: one write, no allocation.
 
@@ -44,6 +45,8 @@ pub(crate) struct Tracker {
     targets: Vec<Target>,
     staged: RegionSet,
     durable: RegionSet,
+    /// Regions that were written since the last [`Tracker::age`].
+    recent: RegionSet,
     /// Regions that are staged and not yet durable.
     pending: Mutex<Vec<u64>>,
     committing: Mutex<()>,
@@ -87,6 +90,7 @@ impl Tracker {
             targets,
             staged: RegionSet::new(image.size(), region_bits),
             durable: RegionSet::new(image.size(), region_bits),
+            recent: RegionSet::new(image.size(), region_bits),
             pending: Mutex::default(),
             committing: Mutex::default(),
         })
@@ -99,6 +103,11 @@ impl Tracker {
 
     /// Sets the bits of `range` in memory; its regions must be staged.
     pub(crate) fn mark(&self, image: &Image, range: Range<u64>) -> Result<()> {
+        if !self.targets.is_empty() && !self.recent.has_all(&range) {
+            self.recent
+                .touched(&range)
+                .for_each(|region| self.recent.insert(region));
+        }
         for target in &self.targets {
             target
                 .bits
@@ -264,6 +273,29 @@ impl Tracker {
             }
         }
         Ok(())
+    }
+
+    /// Takes the regions that were idle since the last call out of the staged set, with all writers
+    /// kept out by `alone`; their exact bits are to be written with [`Self::write_exact`].
+    pub(crate) fn age<T>(&self, _alone: &T) -> Vec<u64> {
+        let idle: Vec<u64> = self
+            .durable
+            .iter()
+            .filter(|&region| self.staged.has(region) && !self.recent.has(region))
+            .collect();
+        for &region in &idle {
+            self.staged.remove(region);
+            self.durable.remove(region);
+        }
+        self.recent.clear();
+        idle
+    }
+
+    /// Writes what is known of regions that left the staged set. Writers are back: a region that one
+    /// of them staged again is wide again, and its commit comes after this one.
+    pub(crate) fn write_exact(&self, image: &Image, regions: &[u64]) -> Result<()> {
+        let _committing = lock(&self.committing);
+        self.write_regions(image, regions)
     }
 
     /// Exact bits of a page that was touched, by name of the bitmap.

@@ -7,7 +7,9 @@
 //!
 //! Only then are replaced clusters freed: their references are durably gone.
 
+use std::sync::Arc;
 use std::sync::atomic::Ordering;
+use std::time::{Duration, Instant};
 
 use super::{Image, lock};
 use crate::alloc::HostRun;
@@ -15,6 +17,9 @@ use crate::cache::DirtyPart;
 use crate::error::Result;
 use crate::geometry::Geometry;
 use crate::units::HostOffset;
+
+/// Time after which a flush lets idle regions of the bitmaps go.
+const NARROWING_INTERVAL: Duration = Duration::from_secs(30);
 
 impl Image {
     /// Makes every completed write durable.
@@ -24,8 +29,37 @@ impl Image {
     /// known, and only opening it again can tell.
     pub fn flush(&self) -> Result<()> {
         self.check_writable()?;
+        let due = lock(&self.last_narrowing).elapsed() >= NARROWING_INTERVAL;
+        if due {
+            self.narrow_idle_regions()?;
+        }
         let _guest = self.entrance.enter();
         self.sync()
+    }
+
+    /// Writes the exact bits of regions that no write has touched since the last call, so that a
+    /// crash costs only the regions that are busy. A flush does it from time to time.
+    ///
+    /// Writers wait while regions are chosen, in memory; not while bits are written.
+    ///
+    /// # Errors
+    /// As [`flush`](Self::flush).
+    pub fn narrow_idle_regions(&self) -> Result<()> {
+        self.check_writable()?;
+        *lock(&self.last_narrowing) = Instant::now();
+        let Some(tracker) = self.tracker() else {
+            return Ok(());
+        };
+        let idle = tracker.age(&self.entrance.close());
+        // Shared: a structural change would end the tracker below our feet.
+        let _guest = self.entrance.enter();
+        let still_there = self
+            .tracker()
+            .is_some_and(|now| Arc::ptr_eq(&now, &tracker));
+        if idle.is_empty() || !still_there {
+            return Ok(());
+        }
+        tracker.write_exact(self, &idle)
     }
 
     /// The two phases; the caller shares or owns the entrance.

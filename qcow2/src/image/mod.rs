@@ -20,6 +20,7 @@ mod write;
 
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
+use std::time::Instant;
 
 pub use backing::{BackingReference, Gate, NoFiles, PlainFiles};
 pub use create::CreateOptions;
@@ -67,6 +68,7 @@ pub struct Image {
     /// Present from the first guest write on.
     tracker: RwLock<Option<Arc<Tracker>>>,
     tracker_creation: Mutex<()>,
+    last_narrowing: Mutex<Instant>,
     failed: AtomicBool,
 }
 

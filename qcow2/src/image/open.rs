@@ -2,6 +2,7 @@
 
 use std::sync::atomic::{AtomicBool, AtomicU64};
 use std::sync::{Arc, Mutex, RwLock};
+use std::time::Instant;
 
 use super::backing::Layer;
 use super::file::ImageFile;
@@ -126,6 +127,7 @@ impl Image {
             directory: Mutex::new(directory),
             tracker: RwLock::new(None),
             tracker_creation: Mutex::new(()),
+            last_narrowing: Mutex::new(Instant::now()),
             failed: AtomicBool::new(false),
             file,
         })
