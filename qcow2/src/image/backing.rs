@@ -165,6 +165,9 @@ impl Layer {
         let present = to_usize(self.size().saturating_sub(offset).min(to_u64(buf.len())));
         let (inside, beyond) = buf.split_at_mut(present);
         beyond.fill(0);
+        if inside.is_empty() {
+            return Ok(());
+        }
         match self {
             Self::Image(image) => image.read(inside, offset),
             Self::Raw { file, .. } => file.read(inside, HostOffset(offset), "read backing file"),
