@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::ops::Range;
 
-use super::{Census, Finding, pieces};
+use super::{Census, Finding, UNREACHABLE, pieces};
 use crate::convert::index;
 use crate::format::header::Header;
 use crate::format::limits;
@@ -60,22 +60,21 @@ impl Census<'_> {
         let mut tables = Vec::new();
         for (number, snapshot) in (0..).zip(snapshots) {
             let offset = snapshot.l1_offset;
-            let problem =
-                if offset.0 >= limits::MAX_HOST_OFFSET || !self.geometry.is_aligned(offset) {
-                    "its L1 table is not cluster aligned"
-                } else if snapshot.l1_bytes() > limits::MAX_L1_BYTES {
-                    "its L1 table is too large"
-                } else {
-                    tables.push((offset, snapshot.l1_bytes()));
-                    continue;
-                };
             let name = super::text(&snapshot.name);
-            let finding = Finding::Snapshot {
+            let finding = |problem| Finding::Snapshot {
                 number,
                 name,
                 problem,
             };
-            self.found(finding, 1);
+            if !self.geometry.is_aligned(offset) {
+                self.found(finding("its L1 table is not cluster aligned"), 1);
+            } else if snapshot.l1_bytes() > limits::MAX_L1_BYTES {
+                self.found(finding("its L1 table is too large"), 1);
+            } else if offset.0 >= UNREACHABLE {
+                self.found(Finding::unreachable("L1 table of a snapshot", offset), 1);
+            } else {
+                tables.push((offset, snapshot.l1_bytes()));
+            }
         }
         tables
     }

@@ -40,6 +40,8 @@ use crate::units::{HostCluster, HostOffset};
 
 /// Bytes of a table that are read at once.
 const READ_BYTES: u64 = 1 << 20;
+/// Offsets from here on cannot be read by any system.
+const UNREACHABLE: u64 = 1 << 63;
 
 /// Checks the image in `storage` by itself: its backing file is not opened.
 ///

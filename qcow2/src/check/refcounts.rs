@@ -3,7 +3,7 @@
 use std::collections::HashSet;
 use std::ops::Range;
 
-use super::{Census, Finding, place};
+use super::{Census, Finding, UNREACHABLE, place};
 use crate::convert::{to_u64, to_usize};
 use crate::format::header::Header;
 use crate::format::refcount;
@@ -11,8 +11,6 @@ use crate::units::{HostCluster, HostOffset};
 
 /// Bits of a refcount table entry that must be zero.
 const RESERVED: u64 = 0x1ff;
-/// Offsets from here on cannot be read at all.
-const UNREACHABLE: u64 = 1 << 63;
 
 impl Census<'_> {
     /// Counts the clusters of the refcount table.
@@ -137,13 +135,7 @@ impl Census<'_> {
         let offset = HostOffset(entry & !RESERVED);
         let bytes = self.geometry.cluster_bytes();
         if !self.geometry.is_aligned(offset) || offset.0 >= UNREACHABLE {
-            let problem = "it cannot be there, and the clusters it should count are not compared";
-            let finding = Finding::Unreadable {
-                structure: "refcount block",
-                offset,
-                problem: problem.to_owned(),
-            };
-            self.found(finding, 1);
+            self.found(Finding::unreachable("refcount block", offset), 1);
             return 0;
         }
         let hole = self.file.storage().hole_at(offset.0).unwrap_or(0);

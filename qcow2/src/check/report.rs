@@ -172,6 +172,16 @@ pub enum Finding {
 }
 
 impl Finding {
+    /// Something at a place where nothing can be read.
+    pub(super) fn unreachable(structure: &'static str, offset: HostOffset) -> Self {
+        let problem = "nothing can be read there".to_owned();
+        Self::Unreadable {
+            structure,
+            offset,
+            problem,
+        }
+    }
+
     /// How much it weighs.
     pub fn severity(&self) -> Severity {
         match self {
