@@ -20,7 +20,7 @@ use std::sync::Arc;
 use tidemark_bitmap::Bitmap;
 
 use self::tracker::Tracker;
-use crate::error::{Mistake, Result};
+use crate::error::{Feature, Mistake, Result};
 use crate::format::chain::{ChainRecord, Proof};
 use crate::format::header::autoclear;
 use crate::image::Image;
@@ -101,7 +101,7 @@ impl Image {
     }
 
     /// Draws new witnesses for the recording bitmaps of the chain and records their counts, in one
-    /// write of the header. No tracker is alive.
+    /// write of the header; without room there the old ones stay. No tracker is alive.
     pub(crate) fn refresh_proofs(&self) -> Result<()> {
         let content = self.first_cluster().content().clone();
         let Some(old) = &content.record else {
@@ -128,9 +128,13 @@ impl Image {
             record: Some(record),
             ..content
         };
-        self.first_cluster()
-            .commit(self.file(), next)
-            .inspect_err(|_| self.poison())
+        match self.first_cluster().commit(self.file(), next) {
+            // Not a byte was written, and the old proofs still hold: bits only came.
+            Err(error) if matches!(error.feature(), Some(Feature::NoRoomInFirstCluster { .. })) => {
+                Ok(())
+            }
+            answer => answer.inspect_err(|_| self.poison()),
+        }
     }
 }
 

@@ -133,6 +133,17 @@ impl FirstCluster {
         &self.backing_name
     }
 
+    /// Whether [`commit`](Self::commit) of such content finds room; nothing is written.
+    ///
+    /// # Errors
+    /// [`Feature::NoRoomInFirstCluster`].
+    pub(crate) fn check_room(&self, file: &ImageFile, next: &Content) -> Result<()> {
+        match self.plan(next) {
+            Ok(_) => Ok(()),
+            Err(feature) => Err(file.unsupported(feature)),
+        }
+    }
+
     /// Makes `next` true on disk, all of it or nothing.
     ///
     /// # Errors
@@ -269,6 +280,7 @@ impl FirstCluster {
             (None, _, None) => {}
             // A stale extension stays where it is as long as nothing replaces it.
             (Some(_), None, None) if self.content.bitmaps.is_none() => {}
+            (Some(_), None, Some(new)) if self.content.bitmaps.as_ref() == Some(new) => {}
             (Some(entry), None, Some(new)) if entry.data_offset + EXTENSION_BYTES <= SECTOR => {
                 out[entry.data_offset..entry.data_offset + EXTENSION_BYTES]
                     .copy_from_slice(&new.encode());
@@ -287,15 +299,15 @@ impl FirstCluster {
     }
 
     fn patch_slot(&self, out: &mut [u8], entry: &Extension, record: &ChainRecord) -> bool {
+        if self.content.record.as_ref() == Some(record) {
+            return true;
+        }
         if entry.data_offset + chain::HEAD_BYTES > SECTOR || is_opaque(&self.reading) {
             return false;
         }
         let Some(old) = Head::decode(&entry.data) else {
             return false;
         };
-        if self.content.record.as_ref() == Some(record) {
-            return true;
-        }
         let slot = old.active.map_or(0, |active| 1 - active);
         let start = old.slots[slot];
         let compact = old.slots[0] == old.slots[1];

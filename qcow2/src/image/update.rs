@@ -21,7 +21,7 @@ use crate::convert::{index, to_u32, to_u64, to_usize};
 use crate::error::{Error, Feature, Mistake, Result};
 use crate::format::bitmap::{self, BitmapsExtension, DirectoryEntry, TableEntry};
 use crate::format::chain::ChainRecord;
-use crate::format::header::autoclear;
+use crate::format::header::{Header, autoclear};
 use crate::format::limits;
 use crate::format::table::{L1Entry, L2Entry};
 use crate::geometry::Geometry;
@@ -315,6 +315,7 @@ impl<'a> Update<'a> {
 
     fn commit(mut self) -> Result<()> {
         let image = self.image;
+        self.check_room()?;
         let freed = retired_structures(image, &self.retired)?;
         let mut taken = Vec::new();
         let written = self.write_structures(&mut taken).and_then(|extension| {
@@ -341,6 +342,19 @@ impl<'a> Update<'a> {
         let place = extension.map(|found| (found.directory_offset, found.directory_bytes));
         *lock(&image.directory) = Directory::new(entries, place);
         free_retired(image, &freed)
+    }
+
+    /// Refuses what the first cluster has no room for, before anything is written.
+    fn check_room(&self) -> Result<()> {
+        // Room depends on which extensions there are, not on what they say.
+        let bitmaps = (!self.slots.is_empty()).then_some(BitmapsExtension {
+            count: 0,
+            directory_bytes: 0,
+            directory_offset: HostOffset::ZERO,
+        });
+        let first = lock(&self.image.first);
+        let next = next_content(first.header(), bitmaps, self.record.clone());
+        first.check_room(&self.image.file, &next)
     }
 
     /// Writes new contents, tables and the directory; clusters that it took go to `taken`.
@@ -427,24 +441,30 @@ fn commit_header(
     entries: &[DirectoryEntry],
 ) -> Result<()> {
     let mut first = lock(&image.first);
-    let mut header = first.header().clone();
-    header.autoclear = if extension.is_some() {
-        autoclear::BITMAPS
-    } else {
-        0
-    };
     let record = record.map(|mut record| {
         record.directory_digest = directory_digest(&record, entries.iter());
         record
     });
-    first.commit(
-        &image.file,
-        Content {
-            header,
-            bitmaps: extension,
-            record,
-        },
-    )
+    let next = next_content(first.header(), extension, record);
+    first.commit(&image.file, next)
+}
+
+fn next_content(
+    header: &Header,
+    bitmaps: Option<BitmapsExtension>,
+    record: Option<ChainRecord>,
+) -> Content {
+    let mut header = header.clone();
+    header.autoclear = if bitmaps.is_some() {
+        autoclear::BITMAPS
+    } else {
+        0
+    };
+    Content {
+        header,
+        bitmaps,
+        record,
+    }
 }
 
 /// Everything that the present header names and the next one will not. What a foreign writer left
