@@ -1,0 +1,418 @@
+//! Backups of closed images: what is full, what is incremental, and what comes back.
+
+mod backup_world;
+
+use std::ops::ControlFlow;
+use std::sync::Arc;
+
+use backup_world::{
+    CLUSTER, DISK_BYTES, World, assert_full, assert_incremental, assert_same, only,
+};
+use tidemark_checkpoint::backup::{self, BackupOptions, Error, Format, RestoreOptions};
+use tidemark_checkpoint::{CreateFlags, CreateSpec, DeleteFlags};
+use tidemark_fixtures::ops::Op;
+use tidemark_fixtures::oracle::{self, qemu_img};
+use tidemark_qcow2::{CreateOptions, Image};
+
+#[test]
+fn a_full_backup_holds_the_disk_and_nothing_else() {
+    let mut world = World::new();
+    world.write("vda", 3 * CLUSTER + 17, 2 * CLUSTER, 1);
+    let report = world.backup(None, None);
+    let disk = only(&report);
+    assert_full(disk, None);
+    assert_eq!(disk.bytes, 3 * CLUSTER);
+    world.assert_backed_up(disk);
+    world.assert_sound();
+}
+
+#[test]
+fn zeros_that_are_stored_take_no_room_in_a_full_backup() {
+    let mut world = World::new();
+    let zeros = vec![0; usize::try_from(8 * CLUSTER).unwrap()];
+    world.with(|domain| domain.disks()[0].image.write(&zeros, 0).unwrap());
+    world.write("vda", 20 * CLUSTER, 1, 1);
+    assert_eq!(only(&world.backup(None, None)).bytes, CLUSTER);
+}
+
+#[test]
+fn a_raw_backup_is_the_disk_byte_for_byte() {
+    let mut world = World::new();
+    world.write("vda", DISK_BYTES - 5000, 5000, 1);
+    world.write("vda", 0, 10, 2);
+    let options = BackupOptions {
+        format: Format::Raw,
+        ..world.options(Some("a"), None)
+    };
+    let report = world
+        .with(|domain| backup::backup(domain, &options))
+        .unwrap();
+    world.assert_backed_up(only(&report));
+    world.write("vda", CLUSTER, 10, 3);
+    let report = world.backup(Some("b"), Some("a"));
+    assert_incremental(only(&report));
+    world.assert_backed_up(only(&report));
+    world.assert_sound();
+}
+
+#[test]
+fn an_increment_holds_writes_zeros_and_discards_and_nothing_else() {
+    let mut world = World::new();
+    world.write("vda", 0, 30 * CLUSTER, 1);
+    let first = world.backup(Some("a"), None);
+    let before = world.models["vda"].content().to_vec();
+    let (offset, len) = (9 * CLUSTER, 3 * CLUSTER);
+    world.run(
+        "vda",
+        &[
+            Op::Write {
+                offset: 2 * CLUSTER + 5,
+                len: 7,
+                seed: 2,
+            },
+            Op::WriteZeroes {
+                offset: 5 * CLUSTER - 9,
+                len: 2 * CLUSTER,
+            },
+            Op::Discard { offset, len },
+        ],
+    );
+    let second = world.backup(Some("b"), Some("a"));
+    let disk = only(&second);
+    assert_incremental(disk);
+    // The written one, those that are zero in part, and where witnesses were planted.
+    assert!(disk.bytes <= (3 + 16) * CLUSTER, "{disk:?}");
+    world.assert_backed_up(disk);
+    world.assert_restores(only(&first), Some("a"), &before);
+    world.assert_sound();
+    if oracle::available() {
+        let map = qemu_img::map(&world.directory().join(&disk.path));
+        let zero = map.as_array().unwrap().iter().any(|extent| {
+            extent["start"] == offset && extent["depth"] == 0 && extent["zero"] == true
+        });
+        assert!(zero, "a discarded range is an explicit zero: {map}");
+    }
+}
+
+#[test]
+fn an_increment_without_changes_holds_next_to_nothing() {
+    let mut world = World::new();
+    world.write("vda", 0, 30 * CLUSTER, 1);
+    world.backup(Some("a"), None);
+    let report = world.backup(Some("b"), Some("a"));
+    assert_incremental(only(&report));
+    // At most the bits that were planted as witnesses.
+    assert!(only(&report).bytes <= 16 * CLUSTER);
+    world.assert_backed_up(only(&report));
+}
+
+#[test]
+fn small_clusters_and_a_backing_chain_come_back_too() {
+    let mut world = World::empty();
+    let small = CreateOptions {
+        cluster_bits: 9,
+        ..CreateOptions::new(DISK_BYTES)
+    };
+    world.add("base", &small);
+    world.write("base", 100_000, 300_000, 1);
+    world.add_overlay("vda", "base");
+    world.models.remove("base");
+    world.write("vda", 200_000, 5000, 2);
+    let report = world.backup(Some("a"), None);
+    world.assert_backed_up(only(&report));
+    world.run(
+        "vda",
+        &[Op::Discard {
+            offset: 2 * CLUSTER,
+            len: 2 * CLUSTER,
+        }],
+    );
+    let report = world.backup(Some("b"), Some("a"));
+    assert_incremental(only(&report));
+    world.assert_backed_up(only(&report));
+    world.assert_sound();
+}
+
+#[test]
+fn a_differential_builds_on_the_older_backup() {
+    let mut world = World::new();
+    world.write("vda", 0, CLUSTER, 1);
+    let first = world.backup(Some("a"), None);
+    world.write("vda", 10 * CLUSTER, 1, 2);
+    world.backup(Some("b"), Some("a"));
+    world.write("vda", 20 * CLUSTER, 1, 3);
+    let report = world.backup(None, Some("a"));
+    assert_incremental(only(&report));
+    let catalogue = backup::catalogue(&world.directory()).unwrap();
+    let newest = catalogue.points().last().unwrap();
+    let below = newest.disks[0].backing.as_ref().unwrap();
+    assert_eq!(below.path, only(&first).path);
+    world.assert_backed_up(only(&report));
+}
+
+#[test]
+fn without_the_backup_of_the_checkpoint_the_disk_is_full_with_the_reason() {
+    let mut world = World::new();
+    world.write("vda", 0, CLUSTER, 1);
+    world.with(|domain| {
+        let spec = CreateSpec {
+            name: Some("a".to_owned()),
+            ..CreateSpec::default()
+        };
+        domain.create(&spec, CreateFlags::NONE).unwrap();
+    });
+    let report = world.backup(Some("b"), Some("a"));
+    assert_full(only(&report), Some("no backup of checkpoint 'a'"));
+    world.assert_backed_up(only(&report));
+}
+
+#[test]
+fn a_name_that_was_taken_again_is_another_checkpoint() {
+    let mut world = World::new();
+    world.write("vda", 0, CLUSTER, 1);
+    world.backup(Some("a"), None);
+    world.with(|domain| {
+        domain
+            .lookup("a")
+            .unwrap()
+            .delete(DeleteFlags::NONE)
+            .unwrap();
+        let spec = CreateSpec {
+            name: Some("a".to_owned()),
+            ..CreateSpec::default()
+        };
+        domain.create(&spec, CreateFlags::NONE).unwrap();
+    });
+    let report = world.backup(None, Some("a"));
+    assert_full(only(&report), Some("no backup of checkpoint 'a'"));
+}
+
+#[test]
+fn a_backup_whose_chain_is_broken_is_not_built_on() {
+    let mut world = World::new();
+    world.write("vda", 0, CLUSTER, 1);
+    let first = world.backup(Some("a"), None);
+    world.write("vda", 0, 1, 2);
+    world.backup(Some("b"), Some("a"));
+    std::fs::remove_file(world.directory().join(&only(&first).path)).unwrap();
+    let report = world.backup(None, Some("b"));
+    assert_full(only(&report), Some("missing"));
+    world.assert_backed_up(only(&report));
+}
+
+#[test]
+fn a_new_disk_is_full_alone() {
+    let mut world = World::new();
+    world.write("vda", 0, CLUSTER, 1);
+    world.backup(Some("a"), None);
+    world.add("vdb", &CreateOptions::new(DISK_BYTES));
+    world.write("vda", CLUSTER, 1, 2);
+    world.write("vdb", CLUSTER, 1, 3);
+    let report = world.backup(Some("b"), Some("a"));
+    let [vda, vdb] = report.disks.as_slice() else {
+        panic!("{report:?}")
+    };
+    assert_incremental(vda);
+    assert_full(vdb, Some(""));
+    assert!(vdb.reason.is_some());
+    world.assert_backed_up(vda);
+    world.assert_backed_up(vdb);
+    world.write("vdb", 3 * CLUSTER, 1, 3);
+    let report = world.backup(None, Some("b"));
+    report.disks.iter().for_each(assert_incremental);
+    report
+        .disks
+        .iter()
+        .for_each(|disk| world.assert_backed_up(disk));
+    world.assert_sound();
+}
+
+#[test]
+fn a_disk_that_grew_stays_incremental() {
+    if !oracle::available() {
+        return;
+    }
+    let mut world = World::new();
+    world.write("vda", 0, 30 * CLUSTER, 1);
+    world.backup(Some("a"), None);
+    let grown = DISK_BYTES + 3 * CLUSTER + 512;
+    qemu_img::resize(&world.image("vda"), grown);
+    let mut content = world.models["vda"].content().to_vec();
+    content.resize(usize::try_from(grown).unwrap(), 0);
+    let model = tidemark_fixtures::model::DiskModel::from_content(content);
+    world.models.insert("vda".to_owned(), model);
+    world.write("vda", grown - 700, 700, 2);
+    let report = world.backup(Some("b"), Some("a"));
+    assert_incremental(only(&report));
+    world.assert_backed_up(only(&report));
+    assert_eq!(
+        world.restored("vda", Some("a")).len(),
+        usize::try_from(DISK_BYTES).unwrap()
+    );
+    world.assert_sound();
+}
+
+#[test]
+fn an_existing_file_is_not_restored_over() {
+    let mut world = World::new();
+    world.write("vda", 0, CLUSTER, 1);
+    world.backup(None, None);
+    let to = world.path("precious");
+    std::fs::write(&to, "precious").unwrap();
+    let options = RestoreOptions {
+        from: world.directory(),
+        disk: "vda".to_owned(),
+        to: to.clone(),
+        ..RestoreOptions::default()
+    };
+    let error = backup::restore(&options).unwrap_err();
+    assert!(matches!(error, Error::TargetExists(path) if path == to));
+    assert_eq!(std::fs::read(&to).unwrap(), b"precious");
+}
+
+#[test]
+fn what_is_not_there_is_named() {
+    let world = World::new();
+    let at = |disk: &str, at: Option<&str>| {
+        let options = RestoreOptions {
+            from: world.directory(),
+            disk: disk.to_owned(),
+            at: at.map(ToOwned::to_owned),
+            to: world.path("restored"),
+            ..RestoreOptions::default()
+        };
+        backup::restore(&options).unwrap_err()
+    };
+    assert!(matches!(at("vda", None), Error::NoSuchDisk(_)));
+    world.backup(Some("a"), None);
+    assert!(matches!(at("vda", Some("b")), Error::NoSuchPoint(_)));
+    assert!(matches!(at("vdb", Some("a")), Error::NoSuchDisk(_)));
+    assert!(!world.path("restored").exists());
+}
+
+#[test]
+fn a_refused_checkpoint_leaves_no_trace() {
+    let world = World::new();
+    world.backup(Some("a"), None);
+    let before = names(&world);
+    let taken = world.options(Some("a"), None);
+    let unknown = world.options(Some("b"), Some("nobody"));
+    for options in [taken, unknown] {
+        let refused = world.with(|domain| backup::backup(domain, &options));
+        assert!(matches!(refused, Err(Error::Checkpoint(_))), "{refused:?}");
+    }
+    assert_eq!(names(&world), before);
+    world.with(|domain| {
+        assert!(domain.tentative().unwrap().is_none());
+        assert!(domain.lookup("b").is_err());
+    });
+}
+
+#[test]
+fn a_stopped_backup_leaves_neither_files_nor_a_checkpoint_and_no_change_is_missed() {
+    let mut world = World::new();
+    world.write("vda", 0, 30 * CLUSTER, 1);
+    world.backup(Some("a"), None);
+    let before = names(&world);
+    world.write("vda", 7 * CLUSTER, 1, 2);
+    let stopping = BackupOptions {
+        watch: Some(Arc::new(|_| ControlFlow::Break(()))),
+        ..world.options(Some("b"), Some("a"))
+    };
+    let stopped = world.with(|domain| backup::backup(domain, &stopping));
+    assert!(matches!(stopped, Err(Error::Stopped)), "{stopped:?}");
+    assert_eq!(names(&world), before);
+    world.write("vda", 9 * CLUSTER, 1, 3);
+    let report = world.backup(Some("b"), Some("a"));
+    assert_incremental(only(&report));
+    world.assert_backed_up(only(&report));
+    world.assert_sound();
+}
+
+#[test]
+fn a_killed_backup_can_be_cancelled() {
+    let mut world = World::new();
+    world.backup(Some("a"), None);
+    world.write("vda", CLUSTER, 1, 1);
+    world.with(|domain| {
+        let spec = CreateSpec {
+            name: Some("b".to_owned()),
+            ..CreateSpec::default()
+        };
+        drop(domain.prepare(&spec, CreateFlags::NONE).unwrap());
+    });
+    world.write("vda", 2 * CLUSTER, 1, 2);
+    let refused = world.with(|domain| backup::backup(domain, &world.options(Some("c"), None)));
+    assert!(refused.is_err(), "{refused:?}");
+    assert!(world.with(|domain| backup::cancel(domain)).unwrap());
+    assert!(!world.with(|domain| backup::cancel(domain)).unwrap());
+    let report = world.backup(Some("b"), Some("a"));
+    assert_incremental(only(&report));
+    world.assert_backed_up(only(&report));
+}
+
+#[test]
+fn a_directory_of_backups_can_be_moved() {
+    let mut world = World::new();
+    world.write("vda", 0, CLUSTER, 1);
+    world.backup(Some("a"), None);
+    world.write("vda", CLUSTER, 1, 2);
+    let report = world.backup(Some("b"), Some("a"));
+    let elsewhere = world.path("elsewhere");
+    std::fs::rename(world.directory(), &elsewhere).unwrap();
+    assert!(backup::verify(&elsewhere).unwrap().is_sound());
+    let found = backup_world::content(&elsewhere.join(&only(&report).path));
+    assert_same(&found, world.models["vda"].content(), "the moved chain");
+}
+
+#[test]
+fn a_disk_of_any_name_has_files_of_its_own() {
+    let mut world = World::empty();
+    for (seed, name) in (1..).zip(["a:b", "a_b", "a b"]) {
+        world.add(name, &CreateOptions::new(DISK_BYTES));
+        world.write(name, 0, 10, seed);
+    }
+    for (checkpoint, since) in [("a", None), ("b", Some("a"))] {
+        let report = world.backup(Some(checkpoint), since);
+        report
+            .disks
+            .iter()
+            .for_each(|disk| world.assert_backed_up(disk));
+    }
+    world.assert_sound();
+}
+
+#[test]
+fn a_restored_image_is_a_disk_of_its_own() {
+    let mut world = World::new();
+    world.write("vda", 0, CLUSTER, 1);
+    world.backup(Some("a"), None);
+    let to = world.path("restored.qcow2");
+    let options = RestoreOptions {
+        from: world.directory(),
+        disk: "vda".to_owned(),
+        at: Some("a".to_owned()),
+        to: to.clone(),
+        format: Format::Qcow2,
+    };
+    let restored = backup::restore(&options).unwrap();
+    assert_eq!(restored.checkpoint.as_deref(), Some("a"));
+    let storage = tidemark_qcow2::FileStorage::open(&to, false, tidemark_qcow2::Sharing::Exclusive);
+    let image = Image::open(Box::new(storage.unwrap()), Default::default()).unwrap();
+    assert_eq!(image.backing(), None);
+    assert_eq!(image.bitmaps().unwrap(), []);
+    assert!(matches!(
+        image.chain(),
+        tidemark_qcow2::chain::Reading::Absent
+    ));
+}
+
+/// All names in the directory of backups.
+fn names(world: &World) -> Vec<String> {
+    let entries = std::fs::read_dir(world.directory()).unwrap();
+    let mut names: Vec<_> = entries
+        .map(|entry| entry.unwrap().file_name().into_string().unwrap())
+        .collect();
+    names.sort();
+    names
+}
