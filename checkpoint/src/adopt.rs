@@ -184,26 +184,21 @@ impl Adoption<'_> {
         let mut record = ChainRecord::new(self.uuid, inferred.scheme);
         let mut contents = Vec::new();
         let sound: Vec<&BitmapInfo> = inferred.order.iter().filter(|info| !info.in_use).collect();
-        let serves = inferred.scheme == Scheme::Cumulative
-            || (trust_inferred
-                && sound.len() == inferred.order.len()
-                && sound.iter().filter(|info| info.auto).count() == 1);
+        let joins = inferred.scheme == Scheme::Intervals
+            && trust_inferred
+            && sound.len() == inferred.order.len()
+            && sound.iter().filter(|info| info.auto).count() == 1;
+        let serves = joins || inferred.scheme == Scheme::Cumulative;
         let mut all: Option<Bitmap> = None;
+        // The recording one comes last and takes the union of all.
         for info in sound {
             let mut bits = image.load_bitmap(&info.name)?;
-            if inferred.scheme == Scheme::Intervals {
+            if joins {
                 if let Some(all) = &all {
-                    if info.auto && serves {
-                        bits.union_outward(all)
-                            .map_err(|error| refused(image, error))?;
-                    }
+                    bits.union_outward(all)
+                        .map_err(|error| refused(image, error))?;
                 }
-                match &mut all {
-                    Some(all) => all
-                        .union_outward(&bits)
-                        .map_err(|error| refused(image, error))?,
-                    None => all = Some(bits.clone()),
-                }
+                all = Some(bits.clone());
             }
             let proof = match info.auto {
                 true => Proof::Recording(proof::plant(image, &mut bits)?),

@@ -194,7 +194,8 @@ fn since(
     let mut union: Option<Bitmap> = None;
     for entry in entries {
         let health = fold::judge(&disk.image, entry)?;
-        if !health.is_usable() && !(trust_inferred && health == Health::Inferred) {
+        let trusted = trust_inferred && health == Health::Inferred;
+        if !health.is_usable() && !trusted {
             return full(FullReason::BadBitmap {
                 bitmap: entry.name.clone(),
                 health,

@@ -50,7 +50,6 @@
 
 mod adopt;
 pub mod backup;
-pub mod backup;
 mod checkpoint;
 pub mod create;
 pub mod delete;

@@ -105,10 +105,10 @@ impl Tree {
                 continue;
             };
             let mut names = Vec::new();
-            let mut member = Some(entry);
-            while let Some(id) = member {
-                names.push(self.nodes[id.0].name.clone());
-                member = self.parents[id.0].take();
+            let mut member = entry;
+            while let Some(next) = self.parents[member.0].take() {
+                names.push(self.nodes[member.0].name.clone());
+                member = next;
             }
             problems.push(Problem::Cycle { checkpoints: names });
         }

@@ -97,6 +97,7 @@ impl Domain {
             .map(|store| store.stage(&draft.descriptor(self, &view)))
             .transpose()?;
         settle(&view)?;
+        self.flush_all()?;
         match draft.participants.as_slice() {
             [_] => draft.take_at_once()?,
             _ => draft.prepare(IntentKind::Create)?.commit_all()?,
@@ -104,6 +105,15 @@ impl Domain {
         staged.map_or(Ok(()), crate::store::Staged::publish)?;
         drop(turn);
         Ok(Checkpoint::new(self, draft.identity, draft.name))
+    }
+
+    /// The moment is one of all disks, also of those that take no part: what a guest has not
+    /// flushed there would be different after a crash, and no bitmap would know.
+    fn flush_all(&self) -> Result<()> {
+        let writable = self.disks().iter().filter(|disk| disk.image.is_writable());
+        writable
+            .into_iter()
+            .try_for_each(|disk| disk.image.flush().map_err(Error::on(&disk.name)))
     }
 
     /// Prepares a checkpoint that becomes real only with [`Tentative::commit`]: for a backup,
@@ -118,6 +128,7 @@ impl Domain {
         let draft = Draft::new(self, &view, spec)?;
         view.require_changeable()?;
         settle(&view)?;
+        self.flush_all()?;
         let descriptor =
             (!flags.contains(CreateFlags::NO_METADATA)).then(|| draft.descriptor(self, &view));
         let prepared = draft.prepare(IntentKind::Backup)?;

@@ -134,17 +134,15 @@ fn validate(
     parent: Option<NodeId>,
 ) -> Result<()> {
     let name = &descriptor.name;
-    if let Some(id) = view
+    let in_images = view
         .tree
         .find(identity)
-        .filter(|id| view.tree.node(*id).in_images)
-    {
-        if view.tree.parent(id) != parent {
-            return Err(Error::Disagrees {
-                name: name.clone(),
-                field: "parent",
-            });
-        }
+        .filter(|id| view.tree.node(*id).in_images);
+    if in_images.is_some_and(|id| view.tree.parent(id) != parent) {
+        return Err(Error::Disagrees {
+            name: name.clone(),
+            field: "parent",
+        });
     }
     for described in descriptor.disks.iter().flatten().filter(|disk| disk.bitmap) {
         // A disk that was detached since is tolerated.

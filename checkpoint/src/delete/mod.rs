@@ -228,10 +228,10 @@ impl<'a> Changes<'a> {
     fn involved(&self, record: &ChainRecord) -> HashSet<Identity> {
         let mut involved = self.gone.clone();
         for pair in record.checkpoints.windows(2) {
-            if let [before, after] = pair {
-                if self.gone.contains(&after.identity) {
-                    involved.insert(before.identity);
-                }
+            if let [before, after] = pair
+                && self.gone.contains(&after.identity)
+            {
+                involved.insert(before.identity);
             }
         }
         involved
