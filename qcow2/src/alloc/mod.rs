@@ -111,6 +111,11 @@ impl Allocator {
         }
     }
 
+    /// End of everything that was ever written or given out.
+    pub(crate) fn high_water(&self) -> HostOffset {
+        self.high_water
+    }
+
     /// Whether `cluster` holds metadata.
     pub(crate) fn is_fixed(&self, cluster: HostCluster) -> bool {
         self.fixed.contains(&cluster.0)

@@ -42,6 +42,11 @@ impl L2Table {
         self.entries[slot].load(Ordering::Acquire)
     }
 
+    /// Where the table lies.
+    pub(crate) fn offset(&self) -> HostOffset {
+        self.offset
+    }
+
     /// Whether its data clusters were found not to lie on metadata.
     pub(crate) fn is_guarded(&self) -> bool {
         self.guarded.load(Ordering::Acquire)

@@ -24,15 +24,17 @@ use crate::error::{Feature, FormatError, Result};
 use crate::format::bitmap::{BitmapsExtension, EXTENSION_BYTES};
 use crate::format::chain::{self, ChainRecord, Detail, Head, Reading};
 use crate::format::extension::{self, Extension, HEAD_BYTES};
-use crate::format::header::{Header, autoclear};
+use crate::format::header::{Header, V3_LENGTH, autoclear};
 use crate::units::HostOffset;
 
 /// What the medium writes as a whole.
 pub(crate) const SECTOR: usize = 512;
 /// Bytes of the feature name table that QEMU writes into clusters over 4 KiB.
 const FEATURE_TABLE_SPAN: usize = 392;
-/// What QEMU may add besides: longer header, bitmaps, backing format.
-const FOREIGN_SLACK: usize = 8 + 32 + 24;
+/// Bytes of the longest backing format that QEMU accepts, as an extension.
+const BACKING_FORMAT_SPAN: usize = 24;
+/// Bytes of the longest backing name.
+const MAX_BACKING_NAME: usize = 1023;
 /// Largest slot; the slot offsets of the head end at 512 KiB.
 const MAX_SLOT: usize = 128 << 10;
 
@@ -380,7 +382,14 @@ impl Layout {
         };
         let generation = cluster.generation.wrapping_add(1);
         let required = record.encode_slot(generation, Detail::Required).len();
-        let capacity = slot_capacity(cluster, next);
+        let present = cluster.content.record.as_ref();
+        let grows = present
+            .is_none_or(|old| old.encode_slot(generation, Detail::Required).len() < required);
+        let mut capacity = slot_capacity(cluster, next, Reserve::ForOthers);
+        if required > capacity && !grows {
+            // Others took what was kept for them: what is there already may stay.
+            capacity = slot_capacity(cluster, next, Reserve::Nothing);
+        }
         let no_room = Feature::NoRoomInFirstCluster {
             what: "the chain record",
             needed: required,
@@ -431,8 +440,16 @@ impl Layout {
         let slot = match &next.record {
             None => Vec::new(),
             Some(record) => {
-                let capacity = size.saturating_sub(start + rest_len(cluster, next));
-                fitting_slot(record, generation, capacity).unwrap_or_default()
+                let available = size.saturating_sub(start + rest_len(cluster, next));
+                let needed = record.encode_slot(generation, Detail::Required).len();
+                let what = "a safe change of the header's layout";
+                fitting_slot(record, generation, available).ok_or(
+                    Feature::NoRoomInFirstCluster {
+                        what,
+                        needed,
+                        available,
+                    },
+                )?
             }
         };
         let chain_end = start + slot.len().next_multiple_of(8);
@@ -531,30 +548,55 @@ fn rest_len(cluster: &FirstCluster, next: &Content) -> usize {
     others + HEAD_BYTES + cluster.backing_name.len()
 }
 
+/// What a layout leaves free.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Reserve {
+    /// Room for what QEMU may add, and for a longer backing name.
+    ForOthers,
+    Nothing,
+}
+
 /// Bytes that one slot may take so that QEMU can still rewrite the cluster in its own order, with
 /// a longer backing name, and so that its layout can still be bridged back to ours.
-fn slot_capacity(cluster: &FirstCluster, next: &Content) -> usize {
+fn slot_capacity(cluster: &FirstCluster, next: &Content, reserve: Reserve) -> usize {
     let size = next.header.geometry.cluster_len();
-    let rest = rest_len(cluster, next);
-    let has_names = cluster
-        .others
-        .iter()
-        .any(|entry| entry.kind == extension::FEATURE_NAMES);
-    let features = if size > 4096 && !has_names {
-        FEATURE_TABLE_SPAN
-    } else {
-        0
-    };
     let free = |used: usize| size.saturating_sub(used);
+    let mut rest = rest_len(cluster, next);
+    if reserve == Reserve::ForOthers {
+        rest += foreign_slack(cluster, next);
+    }
     if size < 4 * SECTOR {
         // One slot inside sector 0; half of what is left stays for a backing name.
-        let used = chain_data_start(next) + chain::HEAD_BYTES + rest + FOREIGN_SLACK;
-        return (SECTOR.saturating_sub(used) / 2) & !7;
+        let left = SECTOR.saturating_sub(chain_data_start(next) + chain::HEAD_BYTES + rest);
+        let share = if reserve == Reserve::ForOthers { 2 } else { 1 };
+        return (left / share) & !7;
     }
-    let longest = 1023_usize.saturating_sub(cluster.backing_name.len());
-    let name_room = longest.min(free(SECTOR + 2 * rest + FOREIGN_SLACK) / 7);
+    if reserve == Reserve::ForOthers {
+        let longest = MAX_BACKING_NAME.saturating_sub(cluster.backing_name.len());
+        rest += if size > 4096 {
+            longest
+        } else {
+            longest.min(free(SECTOR + 2 * rest) / 7)
+        };
+    }
     // QEMU's layout holds the extension of two slots and all the rest once; the bridge adds the
     // rest and one slot behind it.
-    let used = SECTOR + next.header.length + 2 * (rest + features + name_room) + FOREIGN_SLACK;
+    let used = SECTOR + next.header.length + 2 * rest;
     ((free(used) / 3) & !7).min(MAX_SLOT)
+}
+
+/// What QEMU adds when it rewrites the cluster, as far as it is not there yet.
+fn foreign_slack(cluster: &FirstCluster, next: &Content) -> usize {
+    let missing = |kind| !cluster.others.iter().any(|entry| entry.kind == kind);
+    let mut slack = V3_LENGTH.saturating_sub(next.header.length);
+    if next.header.geometry.cluster_len() > 4096 && missing(extension::FEATURE_NAMES) {
+        slack += FEATURE_TABLE_SPAN;
+    }
+    if next.bitmaps.is_none() {
+        slack += extension::span(EXTENSION_BYTES);
+    }
+    if missing(extension::BACKING_FORMAT) {
+        slack += BACKING_FORMAT_SPAN;
+    }
+    slack
 }

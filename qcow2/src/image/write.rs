@@ -10,7 +10,7 @@ use std::sync::atomic::Ordering;
 
 use super::locks::ClusterLocks;
 use super::{Image, lock};
-use crate::alloc::{HostRun, single};
+use crate::alloc::{Allocator, HostRun, single};
 use crate::bitmaps::tracker::Tracker;
 use crate::cache::L2Table;
 use crate::convert::{to_u64, to_usize};
@@ -208,20 +208,21 @@ impl Image {
         }
     }
 
-    /// Before data is first written below an L2 table: none of its data clusters may lie on
-    /// metadata.
+    /// Before data is first written below an L2 table: the table and its data clusters lie inside
+    /// the file, and no data cluster lies on metadata.
     fn guard_table(&self, number: usize, table: &L2Table) -> Result<()> {
         if table.is_guarded() {
             return Ok(());
         }
         let base = to_u64(number) * self.geometry.l2_entries();
         self.with_allocator(|allocator, _| {
+            self.guard_place(allocator, "L2 table", table.offset())?;
             for slot in 0..self.geometry.l2_entries() {
                 let cluster = GuestCluster(base + slot);
-                if let L2Entry::Normal { offset, .. } =
-                    self.decode(table.entry(to_usize(slot)), cluster)?
-                    && allocator.is_fixed(self.geometry.host_cluster(offset))
-                {
+                let entry = self.decode(table.entry(to_usize(slot)), cluster)?;
+                let L2Entry::Normal { offset, .. } = entry else { continue };
+                self.guard_place(allocator, "data cluster", offset)?;
+                if allocator.is_fixed(self.geometry.host_cluster(offset)) {
                     let structure = "metadata of the image";
                     return Err(self.file.damage(Damage::Overlap { offset, structure }));
                 }
@@ -230,6 +231,19 @@ impl Image {
         })?;
         table.set_guarded();
         Ok(())
+    }
+
+    fn guard_place(
+        &self,
+        allocator: &Allocator,
+        structure: &'static str,
+        offset: HostOffset,
+    ) -> Result<()> {
+        if offset < allocator.high_water() {
+            return Ok(());
+        }
+        let problem = "lies past the end of the file";
+        Err(self.file.damage(Damage::Place { structure, offset, problem }))
     }
 
     /// Writes the clusters from `offset` on that need a new place; returns the bytes written.

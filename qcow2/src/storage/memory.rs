@@ -43,6 +43,14 @@ impl MemoryStorage {
     }
 }
 
+/// Grows with zeros up to `end`; memory that is not there is a full disk, not the end of the program.
+fn grow(bytes: &mut Vec<u8>, end: usize) -> io::Result<()> {
+    let missing = end.saturating_sub(bytes.len());
+    bytes.try_reserve(missing).map_err(|_| io::ErrorKind::StorageFull)?;
+    bytes.resize(end.max(bytes.len()), 0);
+    Ok(())
+}
+
 impl Storage for MemoryStorage {
     fn read_at(&self, buf: &mut [u8], offset: u64) -> io::Result<usize> {
         let bytes = self.read();
@@ -59,9 +67,7 @@ impl Storage for MemoryStorage {
         let end = start
             .checked_add(buf.len())
             .ok_or(io::ErrorKind::FileTooLarge)?;
-        if bytes.len() < end {
-            bytes.resize(end, 0);
-        }
+        grow(&mut bytes, end)?;
         bytes[start..end].copy_from_slice(buf);
         Ok(())
     }
@@ -72,9 +78,7 @@ impl Storage for MemoryStorage {
         let end = start
             .checked_add(to_usize(len))
             .ok_or(io::ErrorKind::FileTooLarge)?;
-        if bytes.len() < end {
-            bytes.resize(end, 0);
-        }
+        grow(&mut bytes, end)?;
         bytes[start..end].fill(0);
         Ok(())
     }
@@ -92,8 +96,9 @@ impl Storage for MemoryStorage {
     }
 
     fn set_len(&self, len: u64) -> io::Result<()> {
-        self.write().resize(to_usize(len), 0);
-        Ok(())
+        let mut bytes = self.write();
+        bytes.truncate(to_usize(len));
+        grow(&mut bytes, to_usize(len))
     }
 
     fn writable(&self) -> bool {
