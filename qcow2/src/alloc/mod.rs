@@ -11,12 +11,14 @@
 //! What is lost in a crash is at worst a count that is too high: a leaked cluster.
 
 mod block;
+mod vet;
 
 use std::collections::{BTreeMap, BTreeSet, HashSet};
 
 use byteorder::{BigEndian, ByteOrder};
 
 use self::block::RefcountBlock;
+pub(crate) use self::vet::Structure;
 use crate::convert::{to_u32, to_u64, to_usize};
 use crate::error::{Damage, Error, Feature, Result};
 use crate::format::{limits, refcount};

@@ -75,6 +75,8 @@ impl Image {
         if let Some(tracker) = self.tracker() {
             return Ok(tracker);
         }
+        // Refcounts that cannot be trusted are refused before the header changes.
+        self.with_allocator(|_, _| Ok(()))?;
         let content = self.first_cluster().content().clone();
         let mut next = content.clone();
         next.header.autoclear &= if next.bitmaps.is_some() {

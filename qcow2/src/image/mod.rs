@@ -32,7 +32,7 @@ use self::backing::Layer;
 use self::file::ImageFile;
 use self::first_cluster::FirstCluster;
 use self::locks::{ClusterLocks, Entrance};
-use crate::alloc::Allocator;
+use crate::alloc::{Allocator, Structure};
 use crate::bitmaps::directory::Directory;
 use crate::bitmaps::tracker::Tracker;
 use crate::cache::TableCache;
@@ -159,21 +159,32 @@ impl Image {
         work(allocator, &mut first)
     }
 
-    /// Reads the refcount table and protects all metadata, whatever the refcounts say of it.
+    /// Reads the refcount table and protects all metadata, whatever the refcounts say of it. An
+    /// image whose metadata shares clusters is refused.
     fn open_allocator(&self, first: &FirstCluster) -> Result<Allocator> {
         let mut allocator = Allocator::open(&self.file, first)?;
-        let l1_clusters = self
-            .geometry
-            .clusters_for(Geometry::entries_bytes(self.l1.len()));
-        allocator.fix_run(first.header().l1_offset, l1_clusters);
+        let structure = |name, offset, bytes, counted| Structure {
+            name,
+            offset,
+            clusters: self.geometry.clusters_for(bytes),
+            counted,
+        };
+        let l1_bytes = Geometry::entries_bytes(self.l1.len());
+        let l1_offset = first.header().l1_offset;
+        let mut structures = vec![structure("L1 table", l1_offset, l1_bytes, true)];
         for number in 0..self.l1.len() {
             if let L1Entry::Table { offset, .. } = self.l1_entry(number)? {
-                allocator.fix_run(offset, 1);
+                let bytes = self.geometry.cluster_bytes();
+                structures.push(structure("L2 table", offset, bytes, false));
             }
         }
-        for (start, bytes) in lock(&self.directory).places() {
-            allocator.fix_run(start, self.geometry.clusters_for(bytes));
+        let directory = lock(&self.directory);
+        for (offset, bytes) in directory.places() {
+            let whole = directory.place() == Some((offset, bytes));
+            let name = if whole { "bitmap directory" } else { "bitmap table" };
+            structures.push(structure(name, offset, bytes, whole));
         }
+        allocator.vet(&self.file, &structures)?;
         Ok(allocator)
     }
 
