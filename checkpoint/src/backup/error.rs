@@ -21,7 +21,7 @@ pub enum Error {
         /// Name of the checkpoint.
         checkpoint: String,
         /// Why.
-        source: crate::Error,
+        source: Box<crate::Error>,
     },
     /// A disk could not be read.
     #[error("disk '{disk}': {source}")]

@@ -21,7 +21,7 @@ pub(super) fn hash(path: &Path, format: Format) -> Result<blake3::Hash> {
     let file = File::open(path).map_err(Error::io("open", path))?;
     let len = file.metadata().map_err(Error::io("look at", path))?.len();
     let mut data = match format {
-        Format::Raw => vec![0..len],
+        Format::Raw => std::iter::once(0..len).collect(),
         Format::Qcow2 => data_ranges(path)?,
     };
     data.push(len..len);

@@ -224,7 +224,7 @@ impl Manifest {
         if manifest.version != VERSION {
             return Err(unreadable("it is of a version that is not known"));
         }
-        manifest.check().map_err(|reason| unreadable(reason))?;
+        manifest.check().map_err(unreadable)?;
         Ok(manifest)
     }
 

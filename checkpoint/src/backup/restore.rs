@@ -108,7 +108,7 @@ impl<'a> Chain<'a> {
     fn open(catalogue: &'a Catalogue, link: Link<'a>) -> Result<Self> {
         let mut links = Vec::new();
         // What no newer target holds; sorted.
-        let mut open = vec![0..link.entry.size];
+        let mut open: Vec<_> = std::iter::once(0..link.entry.size).collect();
         for link in catalogue.chain(link)? {
             let reader = Reader::open(catalogue.directory(), link)?;
             // Beyond the end of a smaller disk there were zeros, whatever is below it.

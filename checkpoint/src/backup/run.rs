@@ -139,7 +139,10 @@ fn commit(tentative: Tentative) -> Result<()> {
     let checkpoint = tentative.name().to_owned();
     match tentative.commit() {
         Ok(_) => Ok(()),
-        Err(source) => Err(Error::Uncommitted { checkpoint, source }),
+        Err(error) => Err(Error::Uncommitted {
+            checkpoint,
+            source: Box::new(error),
+        }),
     }
 }
 
