@@ -2,7 +2,9 @@
 
 use clap::{Args, Parser, Subcommand};
 
-use crate::cmd::{bitmap, completions, create, info, map};
+use crate::cmd::{
+    backup, bitmap, check, checkpoint, completions, create, demo, info, map, restore,
+};
 use crate::exit::{Exit, Outcome};
 use crate::out::{self, Form, Out};
 use crate::usage;
@@ -23,7 +25,13 @@ pub(crate) struct Cli {
 #[derive(Args, Debug)]
 struct Global {
     /// Answer for people or for programs
-    #[arg(long, value_enum, value_name = "FORM", default_value = "human", global = true)]
+    #[arg(
+        long,
+        value_enum,
+        value_name = "FORM",
+        default_value = "human",
+        global = true
+    )]
     output: Form,
     /// Say on stderr what is being done
     #[arg(short, long, global = true)]
@@ -37,9 +45,17 @@ struct Global {
 enum Command {
     Info(info::Info),
     Map(map::Map),
+    Check(check::Check),
     Create(create::Create),
     #[command(subcommand)]
     Bitmap(bitmap::Bitmap),
+    #[command(subcommand)]
+    Checkpoint(checkpoint::Checkpoint),
+    Backup(backup::Backup),
+    Restore(restore::Restore),
+    Verify(restore::Verify),
+    Catalogue(restore::Catalogue),
+    Demo(demo::Demo),
     Completions(completions::Completions),
 }
 
@@ -63,8 +79,15 @@ fn run() -> Outcome {
     let exit = match &cli.command {
         Command::Info(command) => command.run(&mut out),
         Command::Map(command) => command.run(&mut out),
+        Command::Check(command) => command.run(&mut out),
         Command::Create(command) => command.run(&mut out),
         Command::Bitmap(command) => command.run(&mut out),
+        Command::Checkpoint(command) => command.run(&mut out),
+        Command::Backup(command) => command.run(&mut out),
+        Command::Restore(command) => command.run(&mut out),
+        Command::Verify(command) => command.run(&mut out),
+        Command::Catalogue(command) => command.run(&mut out),
+        Command::Demo(command) => command.run(&mut out),
         Command::Completions(command) => command.run(&mut out),
     };
     // What has been answered before a failure is shown all the same.

@@ -93,7 +93,12 @@ impl fmt::Display for Failure {
     /// One line, whatever names and messages bring along.
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
         let mut first = true;
-        for line in self.message.lines().map(str::trim).filter(|line| !line.is_empty()) {
+        for line in self
+            .message
+            .lines()
+            .map(str::trim)
+            .filter(|line| !line.is_empty())
+        {
             let gap = if first { "" } else { " " };
             first = false;
             write!(formatter, "{gap}{}", line.replace(char::is_control, "?"))?;
@@ -120,7 +125,7 @@ impl From<Error> for Failure {
 }
 
 /// Which refusals are about the format, and not about the moment.
-fn exit_of(feature: &Feature) -> Exit {
+pub(crate) fn exit_of(feature: &Feature) -> Exit {
     match feature {
         Feature::NotQcow2 { .. }
         | Feature::Version(_)
@@ -130,5 +135,34 @@ fn exit_of(feature: &Feature) -> Exit {
         | Feature::Snapshots(_)
         | Feature::BitmapsInVersion2 => Exit::Unsupported,
         _ => Exit::Failed,
+    }
+}
+
+impl From<tidemark_checkpoint::Error> for Failure {
+    fn from(error: tidemark_checkpoint::Error) -> Self {
+        use tidemark_checkpoint::{Error, ErrorCode};
+        let message = error.to_string();
+        let exit = match &error {
+            Error::Image { source, .. } => match source {
+                tidemark_qcow2::Error::Unsupported { feature, .. } => exit_of(feature),
+                _ => Exit::Failed,
+            },
+            Error::BadName { .. } | Error::DoubledDisk(_) => Exit::Usage,
+            _ if error.code() == ErrorCode::InvalidArg => Exit::Usage,
+            _ => Exit::Failed,
+        };
+        let failure = Self::with(exit, message);
+        match &error {
+            Error::NoSuchCheckpoint(_) => failure.advise("`checkpoint list` names all"),
+            Error::PendingBackup { .. } => failure.advise("`backup --cancel` ends it"),
+            Error::Undecided { .. } => {
+                failure.advise("give that disk too, or undo with `checkpoint create --abandon`")
+            }
+            Error::NoStore => failure.advise("--metadata DIR"),
+            Error::NameTaken(_) | Error::BitmapExists { .. } => {
+                failure.advise("choose another name")
+            }
+            _ => failure,
+        }
     }
 }

@@ -43,7 +43,10 @@ impl Facts {
     }
 
     fn extension(&self, kind: u32) -> Option<&Extension> {
-        self.extensions.iter().rev().find(|entry| entry.kind == kind)
+        self.extensions
+            .iter()
+            .rev()
+            .find(|entry| entry.kind == kind)
     }
 
     pub(crate) fn has(&self, incompatible: u64) -> bool {
@@ -70,7 +73,9 @@ pub(crate) fn read(path: &Path, storage: &FileStorage) -> Outcome<Facts> {
         let entry = extensions.iter().rev().find(|entry| entry.kind == kind);
         entry.map(|entry| String::from_utf8_lossy(&entry.data).into_owned())
     };
-    let chain = extensions.iter().find(|entry| entry.kind == extension::CHAIN);
+    let chain = extensions
+        .iter()
+        .find(|entry| entry.kind == extension::CHAIN);
     Ok(Facts {
         backing_name: backing_name(&header, &bytes),
         backing_format: text(extension::BACKING_FORMAT),
@@ -98,7 +103,9 @@ fn refuse_unknown(name: &str, header: &Header, extensions: &[Extension]) -> Outc
 }
 
 fn backing_name(header: &Header, cluster: &[u8]) -> Option<String> {
-    let start = usize::try_from(header.backing_name_offset).ok().filter(|&start| start != 0)?;
+    let start = usize::try_from(header.backing_name_offset)
+        .ok()
+        .filter(|&start| start != 0)?;
     let length = usize::try_from(header.backing_name_length).ok()?;
     let name = cluster.get(start..start.checked_add(length)?)?;
     (!name.is_empty()).then(|| String::from_utf8_lossy(name).into_owned())
@@ -112,7 +119,10 @@ fn bitmaps(
     extensions: &[Extension],
 ) -> Outcome<Vec<DirectoryEntry>> {
     let trusted = header.autoclear & autoclear::BITMAPS != 0 && header.geometry.version > 2;
-    let found = extensions.iter().rev().find(|entry| entry.kind == extension::BITMAPS);
+    let found = extensions
+        .iter()
+        .rev()
+        .find(|entry| entry.kind == extension::BITMAPS);
     let Some(entry) = found.filter(|_| trusted) else {
         return Ok(Vec::new());
     };
@@ -123,8 +133,13 @@ fn bitmaps(
     let place = BitmapsExtension::decode(&entry.data, entry.data_offset, &header.geometry)
         .map_err(damaged)?;
     let structure = "bitmap directory";
-    let bytes = read_exactly(path, storage, place.directory_offset.0, place.directory_bytes)?
-        .ok_or_else(|| damaged(Damage::Truncated { structure }))?;
+    let bytes = read_exactly(
+        path,
+        storage,
+        place.directory_offset.0,
+        place.directory_bytes,
+    )?
+    .ok_or_else(|| damaged(Damage::Truncated { structure }))?;
     decode_directory(&bytes, place.count, &header.geometry).map_err(damaged)
 }
 

@@ -4,7 +4,9 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use clap::Args;
-use tidemark_qcow2::{FileStorage, Gate, Image, NoFiles, OpenOptions, PlainFiles, Sharing, Storage};
+use tidemark_qcow2::{
+    FileStorage, Gate, Image, NoFiles, OpenOptions, PlainFiles, Sharing, Storage,
+};
 
 use crate::exit::{Failure, Outcome};
 use crate::out::{trace, warn};
@@ -66,7 +68,9 @@ impl Share {
             .map_err(|error| Failure::io(path, "open", &error))?;
         if self.force_share && self.is_held(path) {
             let path = path.display();
-            warn(format_args!("{path}: in use by another process, the answer is unsteady"));
+            warn(format_args!(
+                "{path}: in use by another process, the answer is unsteady"
+            ));
         }
         Ok(storage)
     }
@@ -94,18 +98,15 @@ impl Gates {
     /// Opens an image with its backing chain for reading.
     pub(crate) fn read(&self, path: &Path, share: Share) -> Outcome<Image> {
         let storage: Box<dyn Storage> = Box::new(share.storage(path)?);
-        if self.no_backing {
-            return Ok(Image::open_unbacked(storage, false)?);
-        }
-        Ok(Image::open(storage, OpenOptions::reading(self.gate(share)))?)
+        Ok(Image::open(
+            storage,
+            OpenOptions::reading(self.gate(share)),
+        )?)
     }
 
     /// Opens an image with its backing chain for writing.
     pub(crate) fn write(&self, path: &Path) -> Outcome<Image> {
         let storage: Box<dyn Storage> = Box::new(writable(path)?);
-        if self.no_backing {
-            return Ok(Image::open_unbacked(storage, true)?);
-        }
         let gate = self.gate(Share::default());
         Ok(Image::open(storage, OpenOptions::writing(gate))?)
     }

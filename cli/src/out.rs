@@ -73,10 +73,7 @@ impl Out {
     }
 
     /// An array that may be too long to be held: one element a line.
-    pub(crate) fn array(
-        &mut self,
-        elements: impl Iterator<Item = Outcome<Value>>,
-    ) -> Outcome<()> {
+    pub(crate) fn array(&mut self, elements: impl Iterator<Item = Outcome<Value>>) -> Outcome<()> {
         let mut gap = "[";
         for element in elements {
             let element = element?;

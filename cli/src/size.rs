@@ -7,7 +7,9 @@ pub(crate) fn parse(text: &str) -> Result<u64, String> {
     let wrong = || format!("'{text}' is not a size: write a number, then K, M, G or T, as in 64K");
     let (number, shift) = match text.char_indices().last() {
         Some((at, unit)) if !unit.is_ascii_digit() => {
-            let position = "BKMGTPE".find(unit.to_ascii_uppercase()).ok_or_else(wrong)?;
+            let position = "BKMGTPE"
+                .find(unit.to_ascii_uppercase())
+                .ok_or_else(wrong)?;
             (text.get(..at).unwrap_or_default(), 10 * position)
         }
         _ => (text, 0),
@@ -19,7 +21,11 @@ pub(crate) fn parse(text: &str) -> Result<u64, String> {
     }
     let whole: u128 = whole.parse().map_err(|_| wrong())?;
     let scale = 10_u128.pow(u32::try_from(fraction.len()).unwrap_or(0));
-    let part: u128 = if fraction.is_empty() { 0 } else { fraction.parse().map_err(|_| wrong())? };
+    let part: u128 = if fraction.is_empty() {
+        0
+    } else {
+        fraction.parse().map_err(|_| wrong())?
+    };
     let bytes = whole
         .checked_mul(1 << shift)
         .and_then(|bytes| bytes.checked_add((part << shift) / scale))
@@ -39,13 +45,16 @@ pub(crate) fn human(bytes: u64) -> String {
         unit += 1;
         scale <<= 10;
     }
-    let thousandths = (u128::from(bytes) * 1000 + scale / 2) / scale;
-    let step = match thousandths {
-        0..10_000 => 10,
-        10_000..100_000 => 100,
+    let step = match u128::from(bytes) / scale {
+        0..10 => 10,
+        10..100 => 100,
         _ => 1000,
     };
-    let rounded = (thousandths + step / 2) / step * step;
+    // Thousandths, rounded to a multiple of the step, halves to even as printf does.
+    let (exact, unit_step) = (u128::from(bytes) * 1000, step * scale);
+    let (below, rest) = (exact / unit_step, exact % unit_step);
+    let up = rest * 2 > unit_step || (rest * 2 == unit_step && below % 2 == 1);
+    let rounded = (below + u128::from(up)) * step;
     let (whole, rest) = (rounded / 1000, rounded % 1000);
     let fraction = format!("{rest:03}");
     let fraction = fraction.trim_end_matches('0');
@@ -65,7 +74,18 @@ mod tests {
         assert_eq!(parse("1.5g"), Ok(3 << 29));
         assert_eq!(parse("4T"), Ok(4 << 40));
         assert_eq!(parse("7E"), Ok(7 << 60));
-        for wrong in ["", "K", "1KK", "-1", "1X", "0x10", "1.2.3", "8E", "99999999999999999999", "é"] {
+        for wrong in [
+            "",
+            "K",
+            "1KK",
+            "-1",
+            "1X",
+            "0x10",
+            "1.2.3",
+            "8E",
+            "99999999999999999999",
+            "é",
+        ] {
             assert!(parse(wrong).is_err(), "{wrong}");
         }
     }
@@ -78,5 +98,6 @@ mod tests {
         assert_eq!(human(2_297_856), "2.19 MiB");
         assert_eq!(human(10 << 30), "10 GiB");
         assert_eq!(human(1_048_575), "1 MiB");
+        assert_eq!(human(918_016), "896 KiB");
     }
 }

@@ -34,11 +34,17 @@ impl Snapshot {
         if let Some(icount) = self.icount {
             object.insert("icount".into(), icount.into());
         }
-        object.insert("vm-clock-nsec".into(), (self.vm_clock % 1_000_000_000).into());
+        object.insert(
+            "vm-clock-nsec".into(),
+            (self.vm_clock % 1_000_000_000).into(),
+        );
         object.insert("name".into(), json!(self.name));
         object.insert("date-sec".into(), self.date.0.into());
         object.insert("date-nsec".into(), self.date.1.into());
-        object.insert("vm-clock-sec".into(), (self.vm_clock / 1_000_000_000).into());
+        object.insert(
+            "vm-clock-sec".into(),
+            (self.vm_clock / 1_000_000_000).into(),
+        );
         object.insert("id".into(), json!(self.id));
         object.insert("vm-state-size".into(), self.vm_state_bytes.into());
         Value::Object(object)
@@ -51,18 +57,30 @@ pub(crate) fn read(path: &Path, storage: &FileStorage, header: &Header) -> Outco
         return Ok(Vec::new());
     }
     let failed = |error: std::io::Error| Failure::io(path, "read snapshot table", &error);
-    let rest = storage.len().map_err(failed)?.saturating_sub(header.snapshots_offset.0);
+    let rest = storage
+        .len()
+        .map_err(failed)?
+        .saturating_sub(header.snapshots_offset.0);
     let size = rest.min(limits::MAX_SNAPSHOT_TABLE_BYTES);
     let mut bytes = vec![0; usize::try_from(size).unwrap_or(0)];
-    let count = storage.read_at(&mut bytes, header.snapshots_offset.0).map_err(failed)?;
+    let count = storage
+        .read_at(&mut bytes, header.snapshots_offset.0)
+        .map_err(failed)?;
     bytes.truncate(count);
-    let mut reader = Reader { bytes: &bytes, at: 0 };
+    let mut reader = Reader {
+        bytes: &bytes,
+        at: 0,
+    };
     (0..header.snapshot_count)
         .map(|_| {
             reader.snapshot().ok_or_else(|| {
                 let structure = "snapshot table";
                 let image = path.display().to_string();
-                Error::Corrupt { image, damage: Damage::Truncated { structure } }.into()
+                Error::Corrupt {
+                    image,
+                    damage: Damage::Truncated { structure },
+                }
+                .into()
             })
         })
         .collect()
@@ -104,5 +122,9 @@ impl<'a> Reader<'a> {
 /// A big-endian number.
 fn number(bytes: &[u8], at: std::ops::Range<usize>) -> Option<u64> {
     let digits = bytes.get(at)?;
-    Some(digits.iter().fold(0, |number, &byte| (number << 8) | u64::from(byte)))
+    Some(
+        digits
+            .iter()
+            .fold(0, |number, &byte| (number << 8) | u64::from(byte)),
+    )
 }

@@ -27,7 +27,9 @@ pub(crate) fn recorded_state(entry: &Entry, bitmaps: &[DirectoryEntry]) -> Healt
     if !entry.health.is_usable() {
         return entry.health;
     }
-    let found = bitmaps.iter().find(|bitmap| bitmap.name == entry.name.as_bytes());
+    let found = bitmaps
+        .iter()
+        .find(|bitmap| bitmap.name == entry.name.as_bytes());
     match (found, &entry.proof) {
         (None, _) => Health::Missing,
         (Some(bitmap), _) if bitmap.in_use => Health::Inconsistent,

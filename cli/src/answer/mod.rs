@@ -1,11 +1,16 @@
 //! Values that several commands answer with.
 
 pub(crate) mod chain;
+pub(crate) mod checkpoint;
 
 /// Flags of a bitmap as `qemu-img info` spells them.
 pub(crate) fn bitmap_flags(in_use: bool, auto: bool) -> Vec<&'static str> {
     let flags = [("in-use", in_use), ("auto", auto)];
-    flags.into_iter().filter(|(_, set)| *set).map(|(name, _)| name).collect()
+    flags
+        .into_iter()
+        .filter(|(_, set)| *set)
+        .map(|(name, _)| name)
+        .collect()
 }
 
 /// A moment for people, in UTC: `2026-11-23 04:44:38`.
@@ -19,7 +24,11 @@ pub(crate) fn date(seconds: u64) -> String {
     let day_of_year = day_of_era - (365 * year_of_era + year_of_era / 4 - year_of_era / 100);
     let shifted_month = (5 * day_of_year + 2) / 153;
     let day = day_of_year - (153 * shifted_month + 2) / 5 + 1;
-    let month = if shifted_month < 10 { shifted_month + 3 } else { shifted_month - 9 };
+    let month = if shifted_month < 10 {
+        shifted_month + 3
+    } else {
+        shifted_month - 9
+    };
     let year = year_of_era + era * 400 + u64::from(month <= 2);
     let (hour, minute, second) = (rest / 3600, rest / 60 % 60, rest % 60);
     format!("{year:04}-{month:02}-{day:02} {hour:02}:{minute:02}:{second:02}")

@@ -71,7 +71,10 @@ impl Create {
             _ => None,
         };
         let size = wanted.size.or(backing_size).ok_or_else(|| {
-            Failure::usage(format!("{}: no SIZE given, as in 10G", self.image.display()))
+            Failure::usage(format!(
+                "{}: no SIZE given, as in 10G",
+                self.image.display()
+            ))
         })?;
         let options = CreateOptions {
             cluster_bits: wanted.cluster_bytes.trailing_zeros(),
@@ -102,7 +105,9 @@ impl Create {
         };
         for option in &self.options {
             let (key, value) = option.split_once('=').ok_or_else(|| {
-                Failure::usage(format!("-o {option}: write KEY=VALUE, as in cluster_size=64K"))
+                Failure::usage(format!(
+                    "-o {option}: write KEY=VALUE, as in cluster_size=64K"
+                ))
             })?;
             wanted.set(key, value)?;
         }
@@ -114,12 +119,20 @@ impl Create {
         let from = self.image.display().to_string();
         let name = String::from_utf8_lossy(&reference.name).into_owned();
         let share = Share { force_share: true };
-        let storage = self.gates.gate(share).open(reference, &from).map_err(|reason| {
-            Failure::new(format!("backing file {name}: {reason}; -u creates without looking"))
-        })?;
+        let storage = self
+            .gates
+            .gate(share)
+            .open(reference, &from)
+            .map_err(|reason| {
+                Failure::new(format!(
+                    "backing file {name}: {reason}; -u creates without looking"
+                ))
+            })?;
         if reference.format == "raw" {
             let path = full_name(&self.image, &name);
-            return storage.len().map_err(|error| Failure::io(Path::new(&path), "length", &error));
+            return storage
+                .len()
+                .map_err(|error| Failure::io(Path::new(&path), "length", &error));
         }
         Ok(Image::open(storage, OpenOptions::reading(self.gates.gate(share)))?.size())
     }
@@ -129,9 +142,10 @@ impl Create {
         let storage: Box<dyn Storage> = Box::new(MemoryStorage::new());
         match Image::create(storage, options, pretending()) {
             Ok(_) => Ok(()),
-            Err(tidemark_qcow2::Error::Invalid { mistake, .. }) => {
-                Err(Failure::usage(format!("{}: {mistake}", self.image.display())))
-            }
+            Err(tidemark_qcow2::Error::Invalid { mistake, .. }) => Err(Failure::usage(format!(
+                "{}: {mistake}",
+                self.image.display()
+            ))),
             Err(error) => Err(error.into()),
         }
     }
@@ -153,7 +167,11 @@ impl Create {
             return Ok(());
         }
         let (human, clusters) = (size::human(size), size::human(wanted.cluster_bytes));
-        say!(out, "{}: {human} ({size} bytes), clusters of {clusters}", self.image.display())
+        say!(
+            out,
+            "{}: {human} ({size} bytes), clusters of {clusters}",
+            self.image.display()
+        )
     }
 }
 
@@ -177,7 +195,9 @@ impl Wanted {
                 self.cluster_bytes = bytes;
             }
             "refcount_bits" => {
-                let bits = value.parse().map_err(|_| wrong("must be a number from 1 to 64"))?;
+                let bits = value
+                    .parse()
+                    .map_err(|_| wrong("must be a number from 1 to 64"))?;
                 self.refcount_bits = bits;
             }
             "compat" => {
@@ -193,7 +213,9 @@ impl Wanted {
             "lazy_refcounts" | "extended_l2" => only("off")?,
             "preallocation" => only("off")?,
             "data_file" | "data_file_raw" | "encryption" => {
-                return Err(Failure::unsupported(format!("-o {key} is not supported yet")));
+                return Err(Failure::unsupported(format!(
+                    "-o {key} is not supported yet"
+                )));
             }
             _ => return Err(wrong("no such option")),
         }
@@ -203,18 +225,25 @@ impl Wanted {
     fn backing_reference(&self) -> Outcome<Option<BackingReference>> {
         let Some(name) = &self.backing else {
             return match self.backing_format {
-                Some(_) => Err(Failure::usage("-F names the format of a backing file; add -b")),
+                Some(_) => Err(Failure::usage(
+                    "-F names the format of a backing file; add -b",
+                )),
                 None => Ok(None),
             };
         };
         let format = self.backing_format.clone().ok_or_else(|| {
-            Failure::usage(format!("backing file {name}: formats are not guessed; add -F qcow2"))
+            Failure::usage(format!(
+                "backing file {name}: formats are not guessed; add -F qcow2"
+            ))
         })?;
         if format != "qcow2" && format != "raw" {
             let message = format!("backing file {name}: format '{format}' is not supported");
             return Err(Failure::unsupported(message));
         }
-        Ok(Some(BackingReference { name: name.clone().into_bytes(), format }))
+        Ok(Some(BackingReference {
+            name: name.clone().into_bytes(),
+            format,
+        }))
     }
 }
 
@@ -234,7 +263,13 @@ impl Gate for Pretend {
 /// The shortest header that opens: version 2, a disk without a byte.
 fn empty_image() -> Vec<u8> {
     let mut bytes = vec![0; 72];
-    for (at, value) in [(0, 0x5146_49fb_u32), (4, 2), (20, 16), (52, 65_536), (56, 1)] {
+    for (at, value) in [
+        (0, 0x5146_49fb_u32),
+        (4, 2),
+        (20, 16),
+        (52, 65_536),
+        (56, 1),
+    ] {
         let end: usize = at + 4;
         bytes[at..end].copy_from_slice(&value.to_be_bytes());
     }

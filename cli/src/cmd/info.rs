@@ -67,35 +67,51 @@ impl FileFacts {
 fn describe(path: &Path, facts: &Facts, file: &FileFacts) -> Map<String, Value> {
     let name = path.display().to_string();
     let mut answer = Map::new();
-    answer.insert("children".into(), json!([{
-        "name": "file",
-        "info": {
-            "children": [],
-            "virtual-size": file.bytes,
-            "filename": name,
-            "format": "file",
-            "actual-size": file.allocated,
-            "format-specific": { "type": "file", "data": {} },
-            "dirty-flag": false,
-        },
-    }]));
+    answer.insert(
+        "children".into(),
+        json!([{
+            "name": "file",
+            "info": {
+                "children": [],
+                "virtual-size": file.bytes,
+                "filename": name,
+                "format": "file",
+                "actual-size": file.allocated,
+                "format-specific": { "type": "file", "data": {} },
+                "dirty-flag": false,
+            },
+        }]),
+    );
     if let Some(format) = &facts.backing_format
         && facts.backing_name.is_some()
     {
         answer.insert("backing-filename-format".into(), json!(format));
     }
     if !facts.snapshots.is_empty() {
-        let list = facts.snapshots.iter().map(|snapshot| snapshot.to_json()).collect();
+        let list = facts
+            .snapshots
+            .iter()
+            .map(|snapshot| snapshot.to_json())
+            .collect();
         answer.insert("snapshots".into(), Value::Array(list));
     }
     answer.insert("virtual-size".into(), facts.header.disk_bytes.into());
     answer.insert("filename".into(), json!(name));
-    answer.insert("cluster-size".into(), facts.header.geometry.cluster_bytes().into());
+    answer.insert(
+        "cluster-size".into(),
+        facts.header.geometry.cluster_bytes().into(),
+    );
     answer.insert("format".into(), json!("qcow2"));
     answer.insert("actual-size".into(), file.allocated.into());
-    answer.insert("format-specific".into(), json!({ "type": "qcow2", "data": specific(facts) }));
+    answer.insert(
+        "format-specific".into(),
+        json!({ "type": "qcow2", "data": specific(facts) }),
+    );
     if let Some(backing) = &facts.backing_name {
-        answer.insert("full-backing-filename".into(), json!(full_name(path, backing)));
+        answer.insert(
+            "full-backing-filename".into(),
+            json!(full_name(path, backing)),
+        );
         answer.insert("backing-filename".into(), json!(backing));
     }
     if facts.header.encryption != 0 {
@@ -125,7 +141,10 @@ fn specific(facts: &Facts) -> Value {
             data.insert("bitmaps".into(), list.collect());
         }
     }
-    data.insert("refcount-bits".into(), header.geometry.refcount_bits().into());
+    data.insert(
+        "refcount-bits".into(),
+        header.geometry.refcount_bits().into(),
+    );
     if facts.has(incompatible::DATA_FILE) {
         if let Some(name) = &facts.data_file {
             data.insert("data-file".into(), json!(name));
@@ -134,23 +153,37 @@ fn specific(facts: &Facts) -> Value {
         data.insert("data-file-raw".into(), raw.into());
     }
     if header.encryption != 0 {
-        let format = if header.encryption == 1 { "aes" } else { "luks" };
+        let format = if header.encryption == 1 {
+            "aes"
+        } else {
+            "luks"
+        };
         data.insert("encrypt".into(), json!({ "format": format }));
     }
     if !is_old {
         data.insert("corrupt".into(), facts.has(incompatible::CORRUPT).into());
-        data.insert("extended-l2".into(), facts.has(incompatible::EXTENDED_L2).into());
+        data.insert(
+            "extended-l2".into(),
+            facts.has(incompatible::EXTENDED_L2).into(),
+        );
     }
     Value::Object(data)
 }
 
 pub(crate) fn compression(facts: &Facts) -> &'static str {
-    if facts.header.compression_type == 1 { "zstd" } else { "zlib" }
+    if facts.header.compression_type == 1 {
+        "zstd"
+    } else {
+        "zlib"
+    }
 }
 
 /// The backing file as somebody in the present directory would call it.
 pub(crate) fn full_name(image: &Path, backing: &str) -> String {
-    let is_protocol = backing.split('/').next().is_some_and(|head| head.contains(':'));
+    let is_protocol = backing
+        .split('/')
+        .next()
+        .is_some_and(|head| head.contains(':'));
     match image.parent() {
         Some(parent) if !is_protocol && parent != Path::new("") => {
             parent.join(backing).display().to_string()
@@ -161,6 +194,11 @@ pub(crate) fn full_name(image: &Path, backing: &str) -> String {
 
 /// One line about the file, for people.
 pub(crate) fn file_line(out: &mut Out, file: &FileFacts) -> Outcome<()> {
-    say!(out, "    file length: {} ({} bytes)", human(file.bytes), file.bytes)?;
+    say!(
+        out,
+        "    file length: {} ({} bytes)",
+        human(file.bytes),
+        file.bytes
+    )?;
     say!(out, "    disk size: {}", human(file.allocated))
 }

@@ -22,7 +22,11 @@ pub(crate) fn print(out: &mut Out, path: &Path, facts: &Facts, file: &FileFacts)
     if facts.header.encryption != 0 {
         say!(out, "encrypted: yes")?;
     }
-    say!(out, "cluster_size: {}", facts.header.geometry.cluster_bytes())?;
+    say!(
+        out,
+        "cluster_size: {}",
+        facts.header.geometry.cluster_bytes()
+    )?;
     if facts.has(incompatible::DIRTY) {
         say!(out, "cleanly shut down: no")?;
     }
@@ -52,7 +56,10 @@ fn snapshots(out: &mut Out, facts: &Facts) -> Outcome<()> {
         return Ok(());
     }
     say!(out, "Snapshot list:")?;
-    say!(out, "{:<8}{:<17}{:>8}{:>20}{:>15}", "ID", "TAG", "VM_SIZE", "DATE", "VM_CLOCK")?;
+    say!(
+        out,
+        "ID      TAG               VM_SIZE                DATE        VM_CLOCK     ICOUNT"
+    )?;
     for snapshot in &facts.snapshots {
         let seconds = snapshot.vm_clock / 1_000_000_000;
         let clock = format!(
@@ -65,7 +72,13 @@ fn snapshots(out: &mut Out, facts: &Facts) -> Outcome<()> {
         let (id, name) = (&snapshot.id, &snapshot.name);
         let state = human(snapshot.vm_state_bytes);
         let date = date(snapshot.date.0.into());
-        say!(out, "{id:<8}{name:<16} {state:>8} {date:>19} {clock:>14}")?;
+        let icount = snapshot
+            .icount
+            .map_or_else(|| "--".to_owned(), |count| count.to_string());
+        say!(
+            out,
+            "{id:<7} {name:<16} {state:>8} {date:>19} {clock:>15} {icount:>10}"
+        )?;
     }
     Ok(())
 }
@@ -89,11 +102,23 @@ fn specific(out: &mut Out, facts: &Facts) -> Outcome<()> {
             for (number, flag) in flags.iter().enumerate() {
                 say!(out, "                [{number}]: {flag}")?;
             }
-            say!(out, "            name: {}", String::from_utf8_lossy(&bitmap.name))?;
-            say!(out, "            granularity: {}", bitmap.granularity.bytes())?;
+            say!(
+                out,
+                "            name: {}",
+                String::from_utf8_lossy(&bitmap.name)
+            )?;
+            say!(
+                out,
+                "            granularity: {}",
+                bitmap.granularity.bytes()
+            )?;
         }
     }
-    say!(out, "    refcount bits: {}", header.geometry.refcount_bits())?;
+    say!(
+        out,
+        "    refcount bits: {}",
+        header.geometry.refcount_bits()
+    )?;
     if facts.has(incompatible::DATA_FILE) {
         if let Some(name) = &facts.data_file {
             say!(out, "    data file: {name}")?;
@@ -103,7 +128,11 @@ fn specific(out: &mut Out, facts: &Facts) -> Outcome<()> {
     }
     if !is_old {
         say!(out, "    corrupt: {}", facts.has(incompatible::CORRUPT))?;
-        say!(out, "    extended l2: {}", facts.has(incompatible::EXTENDED_L2))?;
+        say!(
+            out,
+            "    extended l2: {}",
+            facts.has(incompatible::EXTENDED_L2)
+        )?;
     }
     Ok(())
 }
@@ -124,11 +153,18 @@ fn checkpoints(out: &mut Out, facts: &Facts) -> Outcome<()> {
     say!(out, "    image uuid: {}", record.image)?;
     say!(out, "    scheme: {}", chain::scheme(record.scheme))?;
     if let Some((offset, bytes)) = facts.chain_place() {
-        say!(out, "    header extension: {bytes} bytes at offset {offset}")?;
+        say!(
+            out,
+            "    header extension: {bytes} bytes at offset {offset}"
+        )?;
     }
     for entry in &record.checkpoints {
         let parent = chain::name_of(record, entry.parent).unwrap_or("-");
-        let current = if is_current(record, entry) { ", current" } else { "" };
+        let current = if is_current(record, entry) {
+            ", current"
+        } else {
+            ""
+        };
         let state = chain::recorded_state(entry, &facts.bitmaps).as_str();
         say!(out, "    {}: parent {parent}, {state}{current}", entry.name)?;
     }

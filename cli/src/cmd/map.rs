@@ -6,6 +6,7 @@ use clap::Args;
 use serde_json::{Value, json};
 use tidemark_qcow2::{Bitmap, Extent, Image};
 
+use super::map_layers::Layers;
 use crate::exit::{Exit, Outcome};
 use crate::open::{Format, Gates, Share};
 use crate::out::{Out, say};
@@ -47,16 +48,24 @@ impl Map {
     pub(crate) fn run(&self, out: &mut Out) -> Outcome {
         self.format.require_qcow2(&self.image)?;
         let image = self.gates.read(&self.image, self.share)?;
-        let bitmap = self.bitmap.as_ref().map(|name| image.load_bitmap(name)).transpose()?;
+        let layers = Layers::of(&image, &*self.gates.gate(self.share))?;
+        let bitmap = self
+            .bitmap
+            .as_ref()
+            .map(|name| image.load_bitmap(name))
+            .transpose()?;
         let start = self.start_offset.min(image.size());
         let end = self.max_length.map_or(image.size(), |length| {
             start.saturating_add(length).min(image.size())
         });
-        let mut runs = Runs::new(&image, bitmap.as_ref(), start..end);
+        let mut runs = Runs::new(&image, &layers, bitmap.as_ref(), start..end);
         if out.is_json() {
             if start == end {
                 // As qemu-img: there is always an entry.
-                let nothing = Run { extent: nothing(self.start_offset), dirty: None };
+                let nothing = Run {
+                    extent: nothing(self.start_offset),
+                    dirty: None,
+                };
                 out.array(std::iter::once(Ok(nothing.to_json(self.bitmap.is_some()))))?;
                 return Ok(Exit::Done);
             }
@@ -113,15 +122,32 @@ impl Run {
             (Some(offset), ..) => format!("{offset:#x}"),
             (None, ..) => "-".to_owned(),
         };
-        let dirty = if self.dirty == Some(true) { " dirty" } else { "" };
-        let (start, length) = (format!("{:#x}", extent.start), format!("{:#x}", extent.length));
-        say!(out, "{start:<15} {length:<15} {place:<15} {}{dirty}", extent.depth)
+        let dirty = if self.dirty == Some(true) {
+            " dirty"
+        } else {
+            ""
+        };
+        let (start, length) = (
+            format!("{:#x}", extent.start),
+            format!("{:#x}", extent.length),
+        );
+        say!(
+            out,
+            "{start:<15} {length:<15} {place:<15} {}{dirty}",
+            extent.depth
+        )
     }
 
     fn continues(&self, next: &Self) -> bool {
         let (mine, other) = (&self.extent, &next.extent);
         let key = |extent: &Extent| {
-            (extent.depth, extent.present, extent.zero, extent.data, extent.compressed)
+            (
+                extent.depth,
+                extent.present,
+                extent.zero,
+                extent.data,
+                extent.compressed,
+            )
         };
         let follows = match (mine.offset, other.offset) {
             (Some(offset), Some(next)) => offset.checked_add(mine.length) == Some(next),
@@ -134,6 +160,7 @@ impl Run {
 /// Maximal runs, mapped stretch by stretch.
 struct Runs<'a> {
     image: &'a Image,
+    layers: &'a Layers,
     bitmap: Option<&'a Bitmap>,
     at: u64,
     end: u64,
@@ -144,9 +171,15 @@ struct Runs<'a> {
 }
 
 impl<'a> Runs<'a> {
-    fn new(image: &'a Image, bitmap: Option<&'a Bitmap>, range: std::ops::Range<u64>) -> Self {
+    fn new(
+        image: &'a Image,
+        layers: &'a Layers,
+        bitmap: Option<&'a Bitmap>,
+        range: std::ops::Range<u64>,
+    ) -> Self {
         Self {
             image,
+            layers,
             bitmap,
             at: range.start,
             end: range.end,
@@ -160,7 +193,9 @@ impl<'a> Runs<'a> {
         while self.waiting.is_empty() && self.at < self.end {
             let length = STRETCH.min(self.end - self.at);
             for extent in self.image.map(self.at, length)? {
-                self.split(extent);
+                for piece in self.layers.place(extent) {
+                    self.split(piece);
+                }
             }
             self.waiting.reverse();
             self.at += length;
@@ -171,7 +206,10 @@ impl<'a> Runs<'a> {
     /// Cuts an extent where the bitmap changes.
     fn split(&mut self, extent: Extent) {
         let Some(bitmap) = self.bitmap else {
-            self.waiting.push(Run { extent, dirty: None });
+            self.waiting.push(Run {
+                extent,
+                dirty: None,
+            });
             return;
         };
         let end = extent.start + extent.length;
@@ -189,7 +227,10 @@ impl<'a> Runs<'a> {
                 offset: extent.offset.map(|offset| offset + (at - extent.start)),
                 ..extent
             };
-            self.waiting.push(Run { extent: piece, dirty: Some(dirty) });
+            self.waiting.push(Run {
+                extent: piece,
+                dirty: Some(dirty),
+            });
             at = stop;
         }
     }

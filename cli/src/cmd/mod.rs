@@ -1,8 +1,14 @@
 //! One file a command: its options, what it does, what it answers.
 
+pub(crate) mod backup;
 pub(crate) mod bitmap;
+pub(crate) mod check;
+pub(crate) mod checkpoint;
 pub(crate) mod completions;
 pub(crate) mod create;
+pub(crate) mod demo;
 pub(crate) mod info;
 mod info_text;
 pub(crate) mod map;
+mod map_layers;
+pub(crate) mod restore;

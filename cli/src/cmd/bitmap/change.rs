@@ -110,7 +110,8 @@ fn exists(path: &Path, name: &str) -> Failure {
 
 impl Remove {
     pub(crate) fn run(&self, out: &mut Out) -> Outcome {
-        self.target.change(out, Change::Remove, |update, name| Ok(update.remove(name)?))
+        self.target
+            .change(out, Change::Remove, |update, name| Ok(update.remove(name)?))
     }
 }
 
@@ -142,7 +143,10 @@ impl Disable {
 }
 
 pub(super) fn is_recording(update: &Update<'_>, name: &str) -> bool {
-    update.bitmaps().iter().any(|info| info.name == name && info.auto)
+    update
+        .bitmaps()
+        .iter()
+        .any(|info| info.name == name && info.auto)
 }
 
 impl Target {
@@ -159,7 +163,11 @@ impl Target {
         let lost = image.update(|update: &mut Update<'_>| -> Outcome<Option<String>> {
             if !update.bitmaps().iter().any(|info| info.name == *name) {
                 let mistake = Mistake::NoSuchBitmap(name.clone());
-                return Err(Error::Invalid { image: image.name().to_owned(), mistake }.into());
+                return Err(Error::Invalid {
+                    image: image.name().to_owned(),
+                    mistake,
+                }
+                .into());
             }
             let lost = loss::admit(update, name, change, self.force)?;
             work(update, name)?;

@@ -69,7 +69,9 @@ impl List {
             Reading::Current(record) | Reading::Stale(record) => Some(record),
             Reading::Absent | Reading::Damaged => None,
         };
-        let entry = record.as_ref().and_then(|record| record.checkpoint_named(&info.name));
+        let entry = record
+            .as_ref()
+            .and_then(|record| record.checkpoint_named(&info.name));
         Ok(match entry {
             Some(entry) if self.count => image.judge(entry)?,
             Some(entry) if !entry.health.is_usable() => entry.health,

@@ -21,7 +21,12 @@ pub(crate) struct Merge {
     #[arg(short = 'b', value_name = "OTHER_IMAGE")]
     other: Option<PathBuf>,
     /// Format of the other image
-    #[arg(short = 'F', value_name = "FMT", default_value = "qcow2", requires = "other")]
+    #[arg(
+        short = 'F',
+        value_name = "FMT",
+        default_value = "qcow2",
+        requires = "other"
+    )]
     other_format: String,
     /// Bitmaps to take over
     #[arg(required = true, value_name = "SRC")]
@@ -36,7 +41,10 @@ impl Merge {
             let recording = is_recording(update, name);
             match &foreign {
                 Some(sources) => self.unite(&mut bits, sources.iter().cloned().map(Ok))?,
-                None => self.unite(&mut bits, self.sources.iter().map(|name| load(update, name)))?,
+                None => self.unite(
+                    &mut bits,
+                    self.sources.iter().map(|name| load(update, name)),
+                )?,
             }
             Ok(update.put(name, bits, recording)?)
         })
@@ -50,11 +58,17 @@ impl Merge {
         if self.other_format != "qcow2" {
             let format = &self.other_format;
             let path = path.display();
-            return Err(Failure::unsupported(format!("{path}: format '{format}' has no bitmaps")));
+            return Err(Failure::unsupported(format!(
+                "{path}: format '{format}' has no bitmaps"
+            )));
         }
         let image = read_alone(path, Share::default())?;
         let load = |name: &String| Ok(image.load_bitmap(name)?);
-        self.sources.iter().map(load).collect::<Outcome<Vec<_>>>().map(Some)
+        self.sources
+            .iter()
+            .map(load)
+            .collect::<Outcome<Vec<_>>>()
+            .map(Some)
     }
 
     fn unite(
@@ -65,7 +79,10 @@ impl Merge {
         for source in sources {
             bits.union_outward(&source?).map_err(|error| {
                 let image = self.target.image.display();
-                Failure::new(format!("{image}: merge into '{}': {error}", self.target.name))
+                Failure::new(format!(
+                    "{image}: merge into '{}': {error}",
+                    self.target.name
+                ))
             })?;
         }
         Ok(())
