@@ -168,7 +168,18 @@ fn refuse_unknown(file: &ImageFile, first: &FirstCluster) -> Result<()> {
     Ok(())
 }
 
+/// Bytes of a header behind which the bitmaps extension and the head of the chain record still fit
+/// into the first sector, which is what one write changes.
+const MAX_WRITABLE_HEADER: usize = 512 - 32 - 24;
+
 fn refuse_writing(file: &ImageFile, header: &Header) -> Result<()> {
+    if header.length > MAX_WRITABLE_HEADER {
+        return Err(file.unsupported(Feature::Limit {
+            what: "header length",
+            value: crate::convert::to_u64(header.length),
+            limit: crate::convert::to_u64(MAX_WRITABLE_HEADER),
+        }));
+    }
     if header.incompatible & incompatible::CORRUPT != 0 {
         return Err(file.damage(Damage::MarkedCorrupt));
     }
