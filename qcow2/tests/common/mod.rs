@@ -6,13 +6,20 @@
 )]
 
 use std::path::Path;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use tidemark_fixtures::storage::CrashStorage;
 use tidemark_qcow2::{
     CreateOptions, FileStorage, Granularity, Image, MemoryStorage, OpenOptions, PlainFiles, Result,
     Sharing, Storage,
 };
+
+/// Lets one test run at a time: a child that another thread starts holds copies of our open files,
+/// and so their locks, until it has become QEMU.
+pub(crate) fn alone() -> MutexGuard<'static, ()> {
+    static TURN: Mutex<()> = Mutex::new(());
+    TURN.lock().unwrap_or_else(PoisonError::into_inner)
+}
 
 pub(crate) fn granularity(bytes: u64) -> Granularity {
     Granularity::from_bytes(bytes).unwrap()
