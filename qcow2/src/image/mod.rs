@@ -47,7 +47,6 @@ use crate::geometry::Geometry;
 /// Dropping an image without [`close`](Self::close) is safe at any moment, as a crash is: flushed
 /// data is there and no changed block is missed, but bitmaps stay wider than needed and freed
 /// clusters may be leaked.
-#[derive(Debug)]
 pub struct Image {
     file: ImageFile,
     geometry: Geometry,
@@ -70,6 +69,18 @@ pub struct Image {
     tracker_creation: Mutex<()>,
     last_narrowing: Mutex<Instant>,
     failed: AtomicBool,
+}
+
+impl std::fmt::Debug for Image {
+    /// Name, size and mode; the tables of an image would fill screens.
+    fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        formatter
+            .debug_struct("Image")
+            .field("name", &self.name())
+            .field("size", &self.size)
+            .field("writable", &self.writable)
+            .finish_non_exhaustive()
+    }
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
