@@ -15,7 +15,7 @@ use tidemark_qcow2::chain::{ChainRecord, CheckpointEntry, Health, Identity, Imag
 
 use crate::fold::{self, is_recording, refused, whole};
 use crate::view::{CurrentState, DiskView, View};
-use crate::{Error, NodeId, Result, infer};
+use crate::{Domain, Error, NodeId, Result, infer};
 
 /// How far the answer may go.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -59,6 +59,9 @@ pub enum FullReason {
     NoRecord,
     /// The disk took part in no ancestor.
     NotOnDisk,
+    /// The disk took no part, and nothing tells that it was at hand then: it may have been rolled
+    /// back since.
+    NotWitnessed,
     /// A bitmap on the way does not serve.
     BadBitmap {
         /// Its name.
@@ -77,6 +80,9 @@ impl fmt::Display for FullReason {
         match self {
             Self::NoRecord => out.write_str("the image has no chain record"),
             Self::NotOnDisk => out.write_str("the disk was not part of the checkpoint"),
+            Self::NotWitnessed => out.write_str(
+                "the disk was not part of the checkpoint, and its record does not lead back to it",
+            ),
             Self::BadBitmap { bitmap, health } => {
                 write!(out, "bitmap '{bitmap}' is {}", health.as_str())
             }
@@ -110,6 +116,41 @@ pub(crate) fn changed_since(
         .collect()
 }
 
+impl Domain {
+    /// What changed on each disk since the checkpoint of a name. With
+    /// [`SinceOptions::trust_inferred`] the name may also be that of a bitmap on images without a
+    /// record.
+    ///
+    /// # Errors
+    /// As [`crate::Checkpoint::changed_since`].
+    pub fn changed_since(&self, name: &str, options: SinceOptions) -> Result<Vec<DiskChange>> {
+        let _turn = self.reading();
+        let view = View::read(self)?;
+        let no_records = view.disks.iter().all(|disk| disk.record.is_none());
+        match view.named(name) {
+            Ok(id) => changed_since(&view, id, options),
+            Err(Error::NoSuchCheckpoint(_))
+                if options.trust_inferred
+                    && no_records
+                    && view.disks.iter().any(|disk| disk.bitmap(name).is_some()) =>
+            {
+                view.disks.iter().map(|disk| inferred(disk, name)).collect()
+            }
+            Err(error) => Err(error),
+        }
+    }
+}
+
+fn inferred(disk: &DiskView, name: &str) -> Result<DiskChange> {
+    let delta = infer::changed_since(&disk.image, &disk.bitmaps, name);
+    Ok(DiskChange {
+        disk: disk.name.clone(),
+        image: None,
+        base: None,
+        delta: delta.map_err(Error::on(&disk.name))?,
+    })
+}
+
 /// Asks one disk.
 pub(crate) fn on_disk(
     view: &View,
@@ -118,9 +159,13 @@ pub(crate) fn on_disk(
     options: SinceOptions,
 ) -> Result<DiskChange> {
     let tree = &view.tree;
-    let base = tree
+    let asked = tree.node(id).identity;
+    let nearest = tree
         .lineage(id)
         .find(|id| disk.entry(tree.node(*id).identity).is_some());
+    let witnessed =
+        disk.entry(asked).is_some() || (tree.node(id).in_images && disk.witnessed(asked, tree));
+    let base = nearest.filter(|_| witnessed);
     let change = |delta| DiskChange {
         disk: disk.name.clone(),
         image: disk.record.as_ref().map(|record| record.image),
@@ -132,15 +177,16 @@ pub(crate) fn on_disk(
         if !options.trust_inferred {
             return full(FullReason::NoRecord);
         }
-        let name = &tree.node(id).name;
-        let inferred = infer::changed_since(&disk.image, &disk.bitmaps, name);
-        return Ok(change(inferred.map_err(Error::on(&disk.name))?));
+        return inferred(disk, &tree.node(id).name);
     };
     if is_other_image(view, disk, record, id) {
         return full(FullReason::OtherImage);
     }
     let Some(base) = base else {
-        return full(FullReason::NotOnDisk);
+        return full(match nearest {
+            Some(_) => FullReason::NotWitnessed,
+            None => FullReason::NotOnDisk,
+        });
     };
     let delta = since(
         disk,

@@ -24,11 +24,17 @@ pub enum Problem {
         /// The child.
         checkpoint: String,
     },
-    /// A deletion reached some disks only; repeating it finishes it.
-    #[error("deletion of checkpoint '{checkpoint}' stopped half way; repeat it")]
-    HalfDeleted {
-        /// What was being deleted.
+    /// Some disks have another parent for a checkpoint than others, an earlier one: a deletion
+    /// reached some disks only, or a disk was rolled back, or was not given, at some time.
+    #[error(
+        "some disks do not know that '{parent}' came before '{checkpoint}': they were rolled back \
+         or missing, or the deletion of '{parent}' stopped half way; deleting it ends this"
+    )]
+    ParentSkipped {
+        /// The child.
         checkpoint: String,
+        /// The parent that some disks do not know.
+        parent: String,
     },
     /// The disks do not agree which checkpoint is current.
     #[error("the disks disagree about the current checkpoint; redefine one with CURRENT")]

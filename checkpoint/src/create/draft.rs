@@ -7,7 +7,7 @@ use tidemark_bitmap::{Bitmap, Granularity};
 use tidemark_qcow2::chain::{
     ChainRecord, CheckpointEntry, Health, Identity, Intent, IntentKind, Proof, Scheme,
 };
-use tidemark_qcow2::{BitmapInfo, Image, proof};
+use tidemark_qcow2::{BitmapInfo, Feature, Image, proof};
 
 use super::CreateSpec;
 use crate::fold::blank;
@@ -22,6 +22,10 @@ pub(super) struct Part {
     pub(super) image: Arc<Image>,
     /// The record that the image begins if it has none.
     pub(super) fresh: ChainRecord,
+    /// The parent as this disk knows it.
+    pub(super) parent: Option<Identity>,
+    /// Whether its history does not lead to this moment, and nobody else's record can say so.
+    pub(super) cut: bool,
 }
 
 /// A creation whose every refusal lies behind it.
@@ -35,6 +39,8 @@ pub(super) struct Draft {
     pub(super) granularity: Option<Granularity>,
     /// By name; the first decides.
     pub(super) participants: Vec<Part>,
+    /// Disks that take no part and whose history leads to the moment.
+    pub(super) witnesses: Vec<Disk>,
 }
 
 /// Disks that all hold the intent, not yet decided.
@@ -43,17 +49,38 @@ pub(super) struct Prepared {
     pub(super) intent: Intent,
     /// The decider first.
     pub(super) participants: Vec<Part>,
+    /// Disks that take no part and whose history leads to the moment.
+    pub(super) witnesses: Vec<Disk>,
 }
 
 impl Draft {
     pub(super) fn new(domain: &Domain, view: &View, spec: &CreateSpec) -> Result<Self> {
         let created = name::now();
         let name = choose_name(view, spec, created)?;
-        let participants = choose_disks(domain, spec)?
+        let CurrentState::Agreed(parent) = view.current else {
+            return Err(Error::CurrentDisputed);
+        };
+        let mut participants = choose_disks(domain, spec)?
             .into_iter()
-            .map(|disk| Part::new(disk, spec.scheme))
+            .map(|disk| {
+                let known = parent_on(view.disk(&disk.name)?, parent);
+                Ok(Part {
+                    parent: known,
+                    ..Part::new(disk, spec.scheme)?
+                })
+            })
             .collect::<Result<Vec<_>>>()?;
+        if participants.iter().all(|part| part.parent != parent) {
+            for part in &mut participants {
+                (part.parent, part.cut) = (parent, true);
+            }
+        }
         for part in &participants {
+            if part.image.geometry().version < 3 {
+                let (image, feature) = (part.image.name().to_owned(), Feature::BitmapsInVersion2);
+                let refused = tidemark_qcow2::Error::Unsupported { image, feature };
+                return Err(Error::on(&part.disk)(refused));
+            }
             let disk = view.disk(&part.disk)?;
             let tentative = disk
                 .pending
@@ -66,9 +93,6 @@ impl Draft {
                 });
             }
         }
-        let CurrentState::Agreed(parent) = view.current else {
-            return Err(Error::CurrentDisputed);
-        };
         Ok(Self {
             name,
             identity: Identity::random().map_err(Error::Random)?,
@@ -76,6 +100,7 @@ impl Draft {
             created,
             description: spec.description.clone(),
             granularity: spec.granularity,
+            witnesses: witnesses(domain, view, &participants, parent),
             participants,
         })
     }
@@ -118,7 +143,7 @@ impl Draft {
         let entry = CheckpointEntry {
             identity: self.identity,
             name: self.name.clone(),
-            parent: self.parent,
+            parent: part.parent,
             created: Some(self.created),
             disk_bytes: Some(image.size()),
             granularity: bits.shape().granularity(),
@@ -143,6 +168,7 @@ impl Draft {
         let prepared = Prepared {
             intent,
             participants: self.participants.clone(),
+            witnesses: self.witnesses.clone(),
         };
         for part in &self.participants {
             if let Err(error) = self.prepare_disk(part, &prepared.intent) {
@@ -162,6 +188,7 @@ impl Draft {
                 .cloned()
                 .unwrap_or_else(|| part.fresh.clone());
             update.put(&self.name, bits, true)?;
+            part.cut_history(&mut record);
             record.checkpoints.push(entry);
             record.intent = Some(intent.clone());
             update.set_record(Some(record));
@@ -188,9 +215,10 @@ impl Prepared {
                 .map_err(Error::on(&part.disk))?;
         }
         if decision == Decision::Here {
-            forget(&decider.image, self.intent.transaction).map_err(Error::on(&decider.disk))?;
+            // The checkpoint is real everywhere; a decision that stays is only room lost.
+            let _ = forget(&decider.image, self.intent.transaction);
         }
-        Ok(())
+        bear_witness(&self.witnesses, self.intent.checkpoint)
     }
 
     /// Takes everything back, on every disk that lets itself be written.
@@ -205,6 +233,13 @@ impl Prepared {
 }
 
 impl Part {
+    /// Where the links must be the tree's, the gap in the history is told by the last bitmap.
+    pub(super) fn cut_history(&self, record: &mut ChainRecord) {
+        if let Some(last) = record.checkpoints.last_mut().filter(|_| self.cut) {
+            last.health = Health::Lost;
+        }
+    }
+
     pub(super) fn new(disk: &Disk, scheme: Option<Scheme>) -> Result<Self> {
         let bitmaps = disk.image.bitmaps().map_err(Error::on(&disk.name))?;
         let usual = usual_scheme(&bitmaps);
@@ -213,8 +248,56 @@ impl Part {
             disk: disk.name.clone(),
             image: Arc::clone(&disk.image),
             fresh,
+            parent: None,
+            cut: false,
         })
     }
+}
+
+/// The parent as one disk knows it. A disk that was rolled back, or not given for a while, does not
+/// know the checkpoints that were taken without it; its own link says so for ever.
+fn parent_on(disk: &DiskView, parent: Option<Identity>) -> Option<Identity> {
+    match &disk.record {
+        Some(record) if !record.checkpoints.is_empty() => record.current,
+        _ => parent,
+    }
+}
+
+/// Disks that take no part and whose record knows the parent: that they are at hand now is a fact
+/// that their older bitmaps need to answer for the new checkpoint.
+fn witnesses(
+    domain: &Domain,
+    view: &View,
+    participants: &[Part],
+    parent: Option<Identity>,
+) -> Vec<Disk> {
+    let knows = |disk: &&Disk| {
+        let record = view
+            .disk(&disk.name)
+            .ok()
+            .and_then(|disk| disk.record.as_ref());
+        disk.image.is_writable()
+            && participants.iter().all(|part| part.disk != disk.name)
+            && record.is_some_and(|r| !r.checkpoints.is_empty() && r.current == parent)
+    };
+    domain.disks().iter().filter(knows).cloned().collect()
+}
+
+/// Writes down on the disks that took no part that they were at hand. One that it cannot be
+/// written to will be full.
+pub(super) fn bear_witness(witnesses: &[Disk], checkpoint: Identity) -> Result<()> {
+    for disk in witnesses {
+        let write = disk.image.update(|update| {
+            let Some(mut record) = update.record().cloned() else {
+                return Ok(());
+            };
+            record.current = Some(checkpoint);
+            update.set_record(Some(record));
+            Ok(())
+        });
+        write.map_err(Error::on(&disk.name))?;
+    }
+    Ok(())
 }
 
 /// The scheme of an image without a record: as that of the recording bitmaps it already has.

@@ -146,6 +146,7 @@ impl Draft {
                 let findings = Findings::of(&part.image, &before, is_recording)?;
                 part.image.update(|update| {
                     let mut record = update.record().cloned().unwrap_or(before.clone());
+                    part.cut_history(&mut record);
                     freeze(update, &mut record, self.identity, &findings)?;
                     update.put(&self.name, bits, true)?;
                     record.checkpoints.push(entry);
@@ -156,6 +157,6 @@ impl Draft {
             };
             take().map_err(Error::on(&part.disk))?;
         }
-        Ok(())
+        draft::bear_witness(&self.witnesses, self.identity)
     }
 }

@@ -5,7 +5,7 @@ use tidemark_qcow2::chain::{Health, Identity};
 use super::draft::Part;
 
 use crate::settle::settle;
-use crate::view::{View, identity_of_name};
+use crate::view::{DiskView, View, identity_of_name};
 use crate::{Checkpoint, CreateFlags, Descriptor, Domain, Error, NodeId, Result, fold};
 
 impl Domain {
@@ -47,13 +47,29 @@ impl Domain {
         store.write(&whole)?;
         if makes_current {
             settle(&view)?;
-            self.make_current(identity)?;
+            self.make_current(&view, identity)?;
         }
         Ok(Checkpoint::new(self, identity, descriptor.name.clone()))
     }
 
-    /// Says on every writable disk who is current. A disk without a record gets one.
-    fn make_current(&self, identity: Identity) -> Result<()> {
+    /// Makes a checkpoint current, in the tree only: which bitmap records does not change until the
+    /// next creation. It also ends a dispute between disks about who is current.
+    ///
+    /// # Errors
+    /// [`Error::NoSuchCheckpoint`]; [`Error::NoDisks`] when none is writable; as for every change,
+    /// [`Error::RecordUnsound`], [`Error::Undecided`], [`Error::PendingBackup`]; [`Error::Image`].
+    pub fn set_current(&self, name: &str) -> Result<()> {
+        let _turn = self.changing()?;
+        let view = View::read(self)?;
+        let id = view.named(name)?;
+        view.require_changeable()?;
+        settle(&view)?;
+        self.make_current(&view, view.tree.node(id).identity)
+    }
+
+    /// Says on every writable disk who is current. A disk without a record gets one. A disk that
+    /// has no part in it and cannot witness it names its nearest ancestor.
+    fn make_current(&self, view: &View, identity: Identity) -> Result<()> {
         let writable: Vec<_> = self
             .disks()
             .iter()
@@ -63,10 +79,11 @@ impl Domain {
             return Err(Error::NoDisks);
         }
         for disk in writable {
+            let known = current_on(view, view.disk(&disk.name)?, identity);
             let part = Part::new(disk, None)?;
             let write = part.image.update(|update| {
                 let mut record = update.record().cloned().unwrap_or(part.fresh);
-                record.current = Some(identity);
+                record.current = known;
                 update.set_record(Some(record));
                 Ok(())
             });
@@ -74,6 +91,22 @@ impl Domain {
         }
         Ok(())
     }
+}
+
+/// Whom a disk may name when `identity` becomes current.
+fn current_on(view: &View, disk: &DiskView, identity: Identity) -> Option<Identity> {
+    let id = view.tree.find(identity);
+    let in_images = id.is_some_and(|id| view.tree.node(id).in_images);
+    let empty = disk
+        .record
+        .as_ref()
+        .is_none_or(|record| record.checkpoints.is_empty());
+    if !in_images || empty || disk.entry(identity).is_some() || disk.witnessed(identity, &view.tree)
+    {
+        return Some(identity);
+    }
+    let mut lineage = view.tree.lineage(id?).map(|id| view.tree.node(id).identity);
+    lineage.find(|identity| disk.entry(*identity).is_some())
 }
 
 fn check_parent(

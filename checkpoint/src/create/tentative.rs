@@ -116,9 +116,11 @@ impl Domain {
         };
         participants.sort_by_key(|part| part.disk != intent.decider);
         let descriptor = self.descriptor_of(&view, &participants, &intent, &name);
+        // After a kill nobody knows whether the other disks are still what they were.
         let prepared = Prepared {
             intent,
             participants,
+            witnesses: Vec::new(),
         };
         Ok(Some(Tentative {
             domain: self.clone(),
@@ -173,6 +175,7 @@ impl Domain {
             created: entry.created.unwrap_or_default(),
             description: None,
             granularity: None,
+            witnesses: Vec::new(),
             participants: participants.to_vec(),
         };
         Some(draft.descriptor(self, view))

@@ -16,7 +16,7 @@
 
 mod plan;
 
-use std::collections::{HashMap, HashSet};
+use std::collections::HashSet;
 
 use tidemark_qcow2::chain::{ChainRecord, Health, Identity};
 
@@ -168,36 +168,28 @@ fn update_descriptors(domain: &Domain, view: &View, plan: &DeletePlan) -> Result
 struct Changes<'a> {
     view: &'a View,
     gone: HashSet<Identity>,
-    parents: HashMap<Identity, Option<Identity>>,
 }
 
 impl<'a> Changes<'a> {
     fn new(view: &'a View, plan: &DeletePlan) -> Self {
-        let identity = |id: NodeId| view.tree.node(id).identity;
-        Self {
-            view,
-            gone: plan.vanish.iter().map(|id| identity(*id)).collect(),
-            parents: plan
-                .reparent
-                .iter()
-                .map(|(child, parent)| (identity(*child), parent.map(identity)))
-                .collect(),
-        }
+        let gone = plan
+            .vanish
+            .iter()
+            .map(|id| view.tree.node(*id).identity)
+            .collect();
+        Self { view, gone }
     }
 
     /// Whether anything in the record would change.
     fn touch(&self, record: Option<&ChainRecord>) -> bool {
-        let Some(record) = record else { return false };
-        record
-            .current
-            .is_some_and(|current| self.gone.contains(&current))
-            || record.checkpoints.iter().any(|entry| {
-                self.gone.contains(&entry.identity)
-                    || self
-                        .parents
-                        .get(&entry.identity)
-                        .is_some_and(|new| *new != entry.parent)
-            })
+        let goes = |identity: &Identity| self.gone.contains(identity);
+        record.is_some_and(|record| {
+            record.current.as_ref().is_some_and(goes)
+                || record
+                    .checkpoints
+                    .iter()
+                    .any(|entry| goes(&entry.identity) || entry.parent.as_ref().is_some_and(goes))
+        })
     }
 
     fn apply(&self, disk: &DiskView) -> crate::fold::Result<Vec<Loss>> {
@@ -212,13 +204,14 @@ impl<'a> Changes<'a> {
             let Some(mut record) = update.record().cloned() else {
                 return Ok(Vec::new());
             };
+            let before = record.clone();
             let losses = fold_out(update, &mut record, &self.gone, &findings)?;
             for entry in &mut record.checkpoints {
-                if let Some(parent) = self.parents.get(&entry.identity) {
-                    entry.parent = *parent;
-                }
+                entry.parent = entry.parent.and_then(|parent| self.heir(&before, parent));
             }
-            record.current = record.current.and_then(|current| self.heir(current));
+            record.current = record
+                .current
+                .and_then(|current| self.heir(&before, current));
             update.set_record(Some(record));
             Ok(losses)
         })
@@ -237,17 +230,24 @@ impl<'a> Changes<'a> {
         involved
     }
 
-    /// The checkpoint itself, or the nearest ancestor that stays.
-    fn heir(&self, identity: Identity) -> Option<Identity> {
-        if !self.gone.contains(&identity) {
-            return Some(identity);
+    /// The checkpoint itself, or the nearest ancestor that stays: by the disk's own links, where it
+    /// has them, for they tell what it was at hand for.
+    fn heir(&self, record: &ChainRecord, identity: Identity) -> Option<Identity> {
+        let tree = &self.view.tree;
+        let mut at = identity;
+        while self.gone.contains(&at) {
+            at = match (record.checkpoint(at), tree.find(at)) {
+                (Some(entry), _) => entry.parent?,
+                (None, Some(id)) if tree.node(id).in_images => tree.node(tree.parent(id)?).identity,
+                (None, Some(id)) => {
+                    let mut above = tree
+                        .lineage(tree.parent(id)?)
+                        .map(|id| tree.node(id).identity);
+                    above.find(|at| record.checkpoint(*at).is_some())?
+                }
+                (None, None) => return None,
+            };
         }
-        let id = self.view.tree.find(identity)?;
-        let mut lineage = self
-            .view
-            .tree
-            .lineage(id)
-            .map(|id| self.view.tree.node(id).identity);
-        lineage.find(|identity| !self.gone.contains(identity))
+        Some(at)
     }
 }

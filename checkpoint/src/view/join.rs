@@ -59,6 +59,11 @@ impl Nodes {
         }
     }
 
+    fn name_of(&self, identity: Identity) -> String {
+        let found = self.order.iter().find(|(other, _)| *other == identity);
+        found.map_or_else(|| identity.to_string(), |(_, name)| name.clone())
+    }
+
     fn settle(self, problems: &mut Vec<Problem>) -> Vec<Node> {
         let mut settled: HashMap<Identity, Option<Identity>> = self
             .parents
@@ -78,10 +83,9 @@ impl Nodes {
                 .copied()
                 .find(|parent| leads_to_all(*parent, parents, &settled));
             problems.push(match chosen {
-                Some(parent) => Problem::HalfDeleted {
-                    checkpoint: parent
-                        .and_then(|parent| self.order.iter().find(|(id, _)| *id == parent))
-                        .map_or_else(|| name.clone(), |(_, name)| name.clone()),
+                Some(parent) => Problem::ParentSkipped {
+                    checkpoint: name.clone(),
+                    parent: parent.map_or_else(String::new, |parent| self.name_of(parent)),
                 },
                 None => Problem::ParentsDiffer {
                     checkpoint: name.clone(),
@@ -103,8 +107,8 @@ impl Nodes {
     }
 }
 
-/// Whether the walk up from `parent` meets every other parent that was named: then a deletion
-/// moved the child past `parent` on some disks and not yet on the others.
+/// Whether the walk up from `parent` meets every other parent that was named: then some disks
+/// merely do not know the checkpoints between.
 fn leads_to_all(
     parent: Option<Identity>,
     named: &[Option<Identity>],

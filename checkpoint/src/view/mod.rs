@@ -39,6 +39,8 @@ pub(crate) struct DiskView {
     /// The interrupted operation, if there is one.
     pub(crate) pending: Option<Pending>,
     pub(crate) bitmaps: Vec<BitmapInfo>,
+    /// Where each checkpoint stands in the record.
+    places: HashMap<Identity, usize>,
     /// Whether the directory of bitmaps could be read.
     pub(crate) readable: bool,
     /// Whether nobody else changed the directory since the record was written.
@@ -89,6 +91,7 @@ impl View {
             .map(|disk| DiskView::read(&disk.name, &disk.image).map_err(Error::on(&disk.name)))
             .collect::<Result<_>>()?;
         pending::resolve(&mut disks);
+        disks.iter_mut().for_each(DiskView::index);
         problems.extend(disks.iter().flat_map(DiskView::problems));
         Ok(join::join(disks, descriptors, problems))
     }
@@ -149,6 +152,7 @@ impl DiskView {
             record,
             pending: None,
             bitmaps,
+            places: HashMap::new(),
             readable,
         })
     }
@@ -156,8 +160,50 @@ impl DiskView {
     /// The entry of a checkpoint on this disk.
     pub(crate) fn entry(&self, identity: Identity) -> Option<&CheckpointEntry> {
         self.record
-            .as_ref()
-            .and_then(|record| record.checkpoint(identity))
+            .as_ref()?
+            .checkpoints
+            .get(*self.places.get(&identity)?)
+    }
+
+    /// Whether the disk was at hand when a checkpoint was taken, though it took no part: its own
+    /// links, from the current one or from any that it has, lead back to it. A disk that was rolled
+    /// back behind it, or that was not given then, has no such link, and its older bitmaps then
+    /// answer nothing for it.
+    pub(crate) fn witnessed(&self, identity: Identity, tree: &Tree) -> bool {
+        let Some(record) = &self.record else {
+            return false;
+        };
+        let parent = |at: Identity| match self.entry(at) {
+            Some(entry) => entry.parent,
+            // One that is in no image proves nothing of the time before it.
+            None => {
+                let id = tree.find(at).filter(|id| tree.node(*id).in_images)?;
+                Some(tree.node(tree.parent(id)?).identity)
+            }
+        };
+        let mut seen = HashSet::new();
+        for start in record
+            .current
+            .into_iter()
+            .chain(record.checkpoints.iter().map(|e| e.identity))
+        {
+            let mut next = Some(start);
+            while let Some(at) = next.filter(|at| seen.insert(*at)) {
+                if at == identity {
+                    return true;
+                }
+                next = parent(at);
+            }
+        }
+        false
+    }
+
+    fn index(&mut self) {
+        let entries = self.record.iter().flat_map(|record| &record.checkpoints);
+        self.places = entries
+            .enumerate()
+            .map(|(place, entry)| (entry.identity, place))
+            .collect();
     }
 
     /// What the directory says of a bitmap.
