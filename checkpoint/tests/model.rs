@@ -199,14 +199,7 @@ impl Run {
                 self.remembered
                     .insert(*disk, self.media[*disk].copy(&common::Fuse::new()));
             }
-            Step::RollBack { disk } => {
-                if let Some(old) = self.remembered.get(disk) {
-                    self.domain = None;
-                    self.media[*disk] = old.copy(&common::Fuse::new());
-                    self.doubtful = true;
-                    self.open();
-                }
-            }
+            Step::RollBack { disk } => self.roll_back(*disk),
             Step::Reopen { closed } => {
                 let domain = self.domain.take().unwrap();
                 if *closed {
@@ -216,6 +209,15 @@ impl Run {
                 }
                 self.open();
             }
+        }
+    }
+
+    fn roll_back(&mut self, disk: usize) {
+        if let Some(old) = self.remembered.get(&disk) {
+            self.domain = None;
+            self.media[disk] = old.copy(&common::Fuse::new());
+            self.doubtful = true;
+            self.open();
         }
     }
 
