@@ -96,3 +96,71 @@ fn run() -> Outcome {
     finished?;
     Ok(exit)
 }
+
+#[cfg(test)]
+mod tests {
+    use clap::{Command, CommandFactory};
+
+    use super::Cli;
+
+    const PAGE: &str = include_str!("../../docs/cli.md");
+
+    #[test]
+    fn the_table_of_commands_is_sound() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn every_command_has_help() {
+        each(&Cli::command(), &mut |path, command| {
+            assert!(command.get_about().is_some(), "{path} has no help");
+            for argument in command.get_arguments() {
+                let id = argument.get_id();
+                assert!(argument.get_help().is_some(), "{path}: {id} has no help");
+            }
+        });
+    }
+
+    #[test]
+    fn every_command_and_long_option_is_in_the_reference() {
+        let root = Cli::command();
+        for argument in root.get_arguments() {
+            if let Some(long) = argument.get_long() {
+                assert!(PAGE.contains(&format!("`--{long}")), "--{long}");
+            }
+        }
+        each(&root, &mut |path, command| {
+            if command.has_subcommands() {
+                return;
+            }
+            let section = section(path);
+            for argument in command.get_arguments() {
+                let long = argument.get_long().filter(|_| !argument.is_global_set());
+                if let Some(long) = long {
+                    assert!(section.contains(&format!("`--{long}")), "{path} --{long}");
+                }
+            }
+        });
+    }
+
+    /// What the page says of one command.
+    fn section(path: &str) -> &'static str {
+        let heading = format!("### `{path}`\n");
+        let start = PAGE
+            .find(&heading)
+            .unwrap_or_else(|| panic!("no section for {path}"));
+        let rest = &PAGE[start + heading.len()..];
+        &rest[..rest.find("\n##").unwrap_or(rest.len())]
+    }
+
+    fn each(command: &Command, work: &mut dyn FnMut(&str, &Command)) {
+        fn walk(prefix: &str, command: &Command, work: &mut dyn FnMut(&str, &Command)) {
+            for child in command.get_subcommands() {
+                let path = format!("{prefix} {}", child.get_name()).trim().to_owned();
+                work(&path, child);
+                walk(&path, child, work);
+            }
+        }
+        walk("", command, work);
+    }
+}

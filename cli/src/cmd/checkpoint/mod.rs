@@ -1,5 +1,6 @@
 //! `checkpoint`: named moments of a domain, since when changes are known.
 
+mod against;
 mod create;
 mod delete;
 mod export;

@@ -1,11 +1,17 @@
 //! `checkpoint recover`: what can be proved after a crash of a foreign writer comes back.
 
+use std::path::PathBuf;
+
 use clap::Args;
 use serde_json::{Value, json};
 use tidemark_checkpoint::{Outcome as Recovered, Recovery};
+use tidemark_qcow2::chain::Health;
+
+use super::against::{self, Compared};
 
 use crate::domain::{Access, Disks};
 use crate::exit::{Exit, Outcome};
+use crate::open::Gates;
 use crate::out::{Out, say};
 
 /// Recover bitmaps after a crash of QEMU; what is lost is named
@@ -13,41 +19,105 @@ use crate::out::{Out, say};
 pub(crate) struct Recover {
     #[command(flatten)]
     disks: Disks,
+    #[command(flatten)]
+    gates: Gates,
+    /// Fill what was lost by comparing the disk with a backup
+    #[arg(long, value_name = "BACKUP_DIR")]
+    against: Option<PathBuf>,
+}
+
+/// One bitmap, and the backup that it was compared with.
+struct Row {
+    recovery: Recovery,
+    compared_with: Option<String>,
 }
 
 impl Recover {
     pub(crate) fn run(&self, out: &mut Out) -> Outcome {
-        let open = self.disks.open(&Access::Change)?;
-        let recoveries = open.domain.recover()?;
+        let access = match self.against {
+            Some(_) => Access::Copy(self.gates.clone()),
+            None => Access::Change,
+        };
+        let open = self.disks.open(&access)?;
+        let found = open.domain.recover()?;
+        let filled = match &self.against {
+            Some(directory) => against::fill(&open.domain, directory)?,
+            None => Vec::new(),
+        };
         open.close()?;
+        let rows: Vec<Row> = found
+            .into_iter()
+            .map(|recovery| Row::new(recovery, &filled))
+            .collect();
         if out.is_json() {
-            out.json(&Value::Array(recoveries.iter().map(to_json).collect()))?;
+            out.json(&Value::Array(rows.iter().map(Row::to_json).collect()))?;
             return Ok(Exit::Done);
         }
-        for recovery in &recoveries {
-            let (name, disk) = (&recovery.checkpoint, &recovery.disk);
-            let (before, after) = (recovery.before.as_str(), recovery.after.as_str());
-            let outcome = recovery.outcome.as_str();
+        for row in &rows {
+            let (name, disk) = (&row.recovery.checkpoint, &row.recovery.disk);
+            let (before, after) = (row.recovery.before.as_str(), row.after());
             say!(
                 out,
-                "{name} on {disk}: {before} -> {after}, {outcome}: {}",
-                how(recovery.outcome)
+                "{name} on {disk}: {before} -> {after}, {}: {}",
+                row.outcome(),
+                row.how()
             )?;
         }
         Ok(Exit::Done)
     }
 }
 
-fn to_json(recovery: &Recovery) -> Value {
-    json!({
-        "name": recovery.checkpoint,
-        "disk": recovery.disk,
-        "before": recovery.before.as_str(),
-        "after": recovery.after.as_str(),
-        "outcome": recovery.outcome.as_str(),
-        "how": how(recovery.outcome),
-        "lost": matches!(recovery.outcome, Recovered::Restarted | Recovered::Lost),
-    })
+impl Row {
+    fn new(recovery: Recovery, filled: &[Compared]) -> Self {
+        let own = |compared: &&Compared| {
+            compared.disk == recovery.disk && compared.checkpoint == recovery.checkpoint
+        };
+        let compared_with = filled
+            .iter()
+            .find(own)
+            .map(|compared| compared.with.clone());
+        Self {
+            recovery,
+            compared_with,
+        }
+    }
+
+    fn after(&self) -> &'static str {
+        match self.compared_with {
+            Some(_) => Health::Recovered.as_str(),
+            None => self.recovery.after.as_str(),
+        }
+    }
+
+    fn outcome(&self) -> &'static str {
+        match self.compared_with {
+            Some(_) => "compared",
+            None => self.recovery.outcome.as_str(),
+        }
+    }
+
+    fn how(&self) -> String {
+        match &self.compared_with {
+            Some(with) => format!("filled from a comparison with the backup of '{with}'"),
+            None => how(self.recovery.outcome).to_owned(),
+        }
+    }
+
+    fn to_json(&self) -> Value {
+        let gone = matches!(
+            self.recovery.outcome,
+            Recovered::Restarted | Recovered::Lost
+        );
+        json!({
+            "name": self.recovery.checkpoint,
+            "disk": self.recovery.disk,
+            "before": self.recovery.before.as_str(),
+            "after": self.after(),
+            "outcome": self.outcome(),
+            "how": self.how(),
+            "lost": gone && self.compared_with.is_none(),
+        })
+    }
 }
 
 fn how(outcome: Recovered) -> &'static str {

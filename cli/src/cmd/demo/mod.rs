@@ -1,6 +1,7 @@
 //! `demo`: the whole story on a real image, compared byte for byte with a disk in memory.
 //!
 //! - [`scenes`] tells it, one function a scene.
+//! - [`stage`] is what the scenes share.
 //! - [`guest`] plays the virtual machine, and remembers what every byte must be.
 //! - [`story`] prints, and keeps the list of comparisons.
 //! - [`outside`] asks qemu-img where it is installed.
@@ -8,6 +9,7 @@
 mod guest;
 mod outside;
 mod scenes;
+mod stage;
 mod story;
 
 use std::path::{Path, PathBuf};
