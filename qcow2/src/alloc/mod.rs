@@ -57,6 +57,8 @@ pub(crate) struct Allocator {
     high_water: HostOffset,
     /// Clusters of metadata: never given out whatever their refcounts say, never guest data.
     fixed: HashSet<u64>,
+    /// Pages of recording bitmaps, which are written in place.
+    pages: HashSet<u64>,
 }
 
 impl Allocator {
@@ -86,6 +88,7 @@ impl Allocator {
             pending: Vec::new(),
             high_water: HostOffset(file.len()?.next_multiple_of(geometry.cluster_bytes())),
             fixed: HashSet::new(),
+            pages: HashSet::new(),
         };
         allocator.fixed.insert(0);
         allocator.fix_run(header.refcount_table_offset, clusters);

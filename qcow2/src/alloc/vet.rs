@@ -4,6 +4,8 @@
 //! refcounts that do not even count the header would hand out clusters that somebody uses. Both
 //! are refused before the first write; a full comparison is the work of [`crate::check`].
 
+use std::collections::HashSet;
+
 use super::Allocator;
 use crate::error::{Damage, Result};
 use crate::image::file::ImageFile;
@@ -52,6 +54,32 @@ impl Allocator {
             self.check_counted(file, structure)?;
         }
         Ok(())
+    }
+
+    /// Protects the pages of the recording bitmaps in place of those known before. A page is
+    /// written in place, so it must belong to its bitmap alone.
+    pub(crate) fn protect_pages(&mut self, file: &ImageFile, pages: &[HostOffset]) -> Result<()> {
+        let mut known = HashSet::with_capacity(pages.len());
+        for &offset in pages {
+            let page = Structure {
+                name: "bitmap page",
+                offset,
+                clusters: 1,
+                counted: true,
+            };
+            let cluster = self.geometry.host_cluster(offset);
+            if self.is_fixed(cluster) || !known.insert(cluster.0) {
+                return Err(refusal(file, &page, "shares its cluster"));
+            }
+            self.check_counted(file, &page)?;
+        }
+        self.pages = known;
+        Ok(())
+    }
+
+    /// Whether guest data may not lie on `cluster`.
+    pub(crate) fn is_protected(&self, cluster: HostCluster) -> bool {
+        self.is_fixed(cluster) || self.pages.contains(&cluster.0)
     }
 
     fn check_counted(&mut self, file: &ImageFile, structure: &Structure) -> Result<()> {

@@ -75,8 +75,9 @@ impl Image {
         if let Some(tracker) = self.tracker() {
             return Ok(tracker);
         }
-        // Refcounts that cannot be trusted are refused before the header changes.
-        self.with_allocator(|_, _| Ok(()))?;
+        // Refcounts and bitmaps that cannot be trusted are refused before the header changes.
+        let entries = self.directory().entries(self.file())?.to_vec();
+        let tracker = Arc::new(Tracker::new(self, &entries)?);
         let content = self.first_cluster().content().clone();
         let mut next = content.clone();
         next.header.autoclear &= if next.bitmaps.is_some() {
@@ -96,8 +97,6 @@ impl Image {
                 .commit(self.file(), next)
                 .inspect_err(|_| self.poison())?;
         }
-        let entries = self.directory().entries(self.file())?.to_vec();
-        let tracker = Arc::new(Tracker::new(self, &entries)?);
         self.set_tracker(Some(Arc::clone(&tracker)));
         Ok(tracker)
     }

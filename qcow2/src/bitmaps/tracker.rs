@@ -68,7 +68,7 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 impl Tracker {
     /// A tracker of the bitmaps of `entries` that record; their tables are read, their bits not.
     pub(crate) fn new(image: &Image, entries: &[DirectoryEntry]) -> Result<Self> {
-        let mut targets = Vec::new();
+        let (mut targets, mut pages) = (Vec::new(), Vec::new());
         let size_bits = image.size().max(1).next_power_of_two().trailing_zeros();
         let mut region_bits = MIN_REGION_BITS.max(size_bits.saturating_sub(MAX_REGIONS_BITS));
         for entry in entries.iter().filter(|entry| entry.auto && !entry.in_use) {
@@ -79,13 +79,19 @@ impl Tracker {
                 entry.granularity,
             )?;
             region_bits = region_bits.max(entry.granularity.bits().into());
+            let table = read_table(image.file(), &image.geometry(), shape, entry)?;
+            pages.extend(table.iter().filter_map(|page| match page {
+                TableEntry::Cluster(offset) => Some(*offset),
+                TableEntry::Zeros | TableEntry::Ones => None,
+            }));
             targets.push(Target {
                 name: entry.name.clone(),
                 table_offset: entry.table_offset,
-                table: Mutex::new(read_table(image.file(), &image.geometry(), shape, entry)?),
+                table: Mutex::new(table),
                 bits: SharedBitmap::new(shape),
             });
         }
+        image.with_allocator(|allocator, _| allocator.protect_pages(image.file(), &pages))?;
         Ok(Self {
             targets,
             staged: RegionSet::new(image.size(), region_bits),

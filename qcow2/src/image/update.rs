@@ -514,10 +514,14 @@ fn structures(image: &Image, entry: &DirectoryEntry) -> Result<Vec<HostRun>> {
         untouched: false,
     };
     let pages = table.into_iter().filter_map(|page| match page {
-        TableEntry::Cluster(offset) => Some(single(offset)),
+        TableEntry::Cluster(offset) => Some(offset),
         TableEntry::Zeros | TableEntry::Ones => None,
     });
-    Ok(std::iter::once(own).chain(pages).collect())
+    image.with_allocator(|allocator, _| {
+        // A page that lies on metadata is somebody else's: it stays.
+        let pages = pages.filter(|&page| !allocator.is_fixed(image.geometry.host_cluster(page)));
+        Ok(std::iter::once(own).chain(pages.map(single)).collect())
+    })
 }
 
 /// Frees what nothing names any more, and protects the directory and tables that came instead.

@@ -222,7 +222,7 @@ impl Image {
                 let entry = self.decode(table.entry(to_usize(slot)), cluster)?;
                 let L2Entry::Normal { offset, .. } = entry else { continue };
                 self.guard_place(allocator, "data cluster", offset)?;
-                if allocator.is_fixed(self.geometry.host_cluster(offset)) {
+                if allocator.is_protected(self.geometry.host_cluster(offset)) {
                     let structure = "metadata of the image";
                     return Err(self.file.damage(Damage::Overlap { offset, structure }));
                 }
