@@ -12,7 +12,7 @@ use tidemark_qcow2::chain::Identity;
 use super::hashes::{BlockHash, HashWriter};
 use super::pieces::{self, Piece};
 use super::target::{Shape, Target};
-use super::units::{PIECE_BYTES, is_zero, to_u64, to_usize};
+use super::units::{is_zero, to_u64, to_usize, with_buffer};
 use super::{Error, Result, files, layout};
 
 /// One disk to copy.
@@ -62,7 +62,7 @@ impl Job<'_> {
                 .map_err(Error::disk(self.disk))?;
             let blocks: Vec<Vec<Blocks>> = pieces
                 .into_par_iter()
-                .map_init(Vec::new, |buffer, piece| self.piece(buffer, piece, &target))
+                .map(|piece| self.piece(piece, &target))
                 .collect::<Result<_>>()?;
             for run in blocks.into_iter().flatten() {
                 match &run.hashes {
@@ -91,21 +91,23 @@ impl Job<'_> {
         })
     }
 
-    fn piece(&self, buffer: &mut Vec<u8>, piece: Piece, target: &Target) -> Result<Vec<Blocks>> {
+    fn piece(&self, piece: Piece, target: &Target) -> Result<Vec<Blocks>> {
         if piece.zero {
             return self.zeros(piece.range, target).map(|run| vec![run]);
         }
-        let len = to_usize(piece.range.end - piece.range.start);
-        if buffer.len() < len {
-            buffer.resize(len.max(to_usize(PIECE_BYTES)), 0);
-        }
-        let data = &mut buffer[..len];
-        self.image
-            .read(data, piece.range.start)
-            .map_err(Error::disk(self.disk))?;
+        with_buffer(piece.range.end - piece.range.start, |data| {
+            self.image
+                .read(data, piece.range.start)
+                .map_err(Error::disk(self.disk))?;
+            self.data(data, piece.range.start, target)
+        })
+    }
+
+    /// Writes and hashes what was read from byte `start` on.
+    fn data(&self, data: &[u8], start: u64, target: &Target) -> Result<Vec<Blocks>> {
         let block = to_usize(self.shape.block);
         let mut runs = Vec::new();
-        let mut at = piece.range.start;
+        let mut at = start;
         for run in data
             .chunks(block)
             .map(|chunk| (chunk, is_zero(chunk)))
@@ -118,7 +120,7 @@ impl Job<'_> {
             runs.push(match run {
                 [(_, true), ..] => self.zeros(range, target)?,
                 _ => {
-                    let from = to_usize(range.start - piece.range.start);
+                    let from = to_usize(range.start - start);
                     target.write(&data[from..from + len], range.start)?;
                     let hash = |(chunk, _): &(&[u8], bool)| *blake3::hash(chunk).as_bytes();
                     Blocks {

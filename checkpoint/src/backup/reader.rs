@@ -75,15 +75,15 @@ impl Reader {
         self.hashes.block()
     }
 
-    /// Reads whole blocks of a data run and returns those that are not what they were.
+    /// Reads whole blocks of a data run into `buffer`, which is as long, and returns those that are
+    /// not what they were.
     pub(super) fn read(
         &self,
         run: &Run,
         range: &Range<u64>,
-        buffer: &mut Vec<u8>,
+        buffer: &mut [u8],
     ) -> Result<Vec<Range<u64>>> {
         let expected = self.hashes.of(run, range)?;
-        buffer.resize(to_usize(range.end - range.start), 0);
         match self.fill(buffer, range.start) {
             Ok(()) => {}
             // A table that leads nowhere: all that was behind it is gone.

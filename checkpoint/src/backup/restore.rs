@@ -15,7 +15,7 @@ use super::hashes::Run;
 use super::manifest::Format;
 use super::reader::Reader;
 use super::target::{Shape, Target};
-use super::units::{PIECE_BYTES, outward, overlap, steps, to_usize};
+use super::units::{PIECE_BYTES, outward, overlap, steps, to_usize, with_buffer};
 use super::verify::Defect;
 use super::{Error, Result, files};
 
@@ -131,9 +131,7 @@ impl<'a> Chain<'a> {
                 }
                 bytes += batch
                     .into_par_iter()
-                    .map_init(Vec::new, |buffer, (run, range)| {
-                        copy_piece(link, reader, run, &range, buffer, target)
-                    })
+                    .map(|(run, range)| copy_piece(link, reader, run, &range, target))
                     .try_reduce(|| 0, |a, b| Ok(a + b))?;
             }
         }
@@ -188,18 +186,19 @@ fn copy_piece(
     reader: &Reader,
     run: &Run,
     wanted: &Range<u64>,
-    buffer: &mut Vec<u8>,
     target: &Target,
 ) -> Result<u64> {
     // A hash is of a whole block.
     let whole = outward(wanted, reader.block(), run.range.end);
-    if let Some(bad) = reader.read(run, &whole, buffer)?.into_iter().next() {
-        return Err(Defect::Data(bad).in_file(&link.entry.path).into());
-    }
-    let from = to_usize(wanted.start - whole.start);
-    let len = to_usize(wanted.end - wanted.start);
-    target.write(&buffer[from..from + len], wanted.start)?;
-    Ok(wanted.end - wanted.start)
+    with_buffer(whole.end - whole.start, |buffer| {
+        if let Some(bad) = reader.read(run, &whole, buffer)?.into_iter().next() {
+            return Err(Defect::Data(bad).in_file(&link.entry.path).into());
+        }
+        let from = to_usize(wanted.start - whole.start);
+        let len = to_usize(wanted.end - wanted.start);
+        target.write(&buffer[from..from + len], wanted.start)?;
+        Ok(wanted.end - wanted.start)
+    })
 }
 
 fn cut(ranges: Vec<Range<u64>>, end: u64) -> Vec<Range<u64>> {

@@ -1,5 +1,6 @@
 //! Lengths in memory and on disk: the crate needs a 64-bit target, so both are lossless.
 
+use std::cell::RefCell;
 use std::ops::Range;
 
 /// Most bytes read, hashed and written at once by one thread.
@@ -13,6 +14,19 @@ pub(super) fn to_u64(length: usize) -> u64 {
 
 pub(super) fn to_usize(length: u64) -> usize {
     usize::try_from(length).unwrap_or(usize::MAX)
+}
+
+/// Runs `work` on a buffer of `len` bytes of any content, which the thread keeps for the next time:
+/// fresh memory costs more than what is done with it. `work` does not come here again.
+pub(super) fn with_buffer<R>(len: u64, work: impl FnOnce(&mut [u8]) -> R) -> R {
+    thread_local!(static BUFFER: RefCell<Vec<u8>> = const { RefCell::new(Vec::new()) });
+    BUFFER.with_borrow_mut(|buffer| {
+        let len = to_usize(len);
+        if buffer.len() < len {
+            buffer.resize(len.max(to_usize(PIECE_BYTES)), 0);
+        }
+        work(&mut buffer[..len])
+    })
 }
 
 /// The common part of two ranges, if there is one.

@@ -14,7 +14,7 @@ use super::catalogue::{Catalogue, Link, catalogue};
 use super::hashes::Run;
 use super::manifest::{self, Format};
 use super::reader::Reader;
-use super::units::{PIECE_BYTES, WINDOW_BYTES, is_zero, steps, to_usize};
+use super::units::{PIECE_BYTES, WINDOW_BYTES, is_zero, steps, to_usize, with_buffer};
 use super::{Error, Result, layout};
 
 /// What is wrong with a file.
@@ -173,8 +173,10 @@ fn changed_blocks(reader: &Reader) -> Result<Vec<Range<u64>>> {
     let bad: Vec<Vec<Range<u64>>> = runs
         .into_par_iter()
         .flat_map_iter(|run| steps(run.range.clone(), PIECE_BYTES).map(move |range| (run, range)))
-        .map_init(Vec::new, |buffer, (run, range)| {
-            reader.read(run, &range, buffer)
+        .map(|(run, range)| {
+            with_buffer(range.end - range.start, |buffer| {
+                reader.read(run, &range, buffer)
+            })
         })
         .collect::<Result<_>>()?;
     Ok(bad.into_iter().flatten().collect())
