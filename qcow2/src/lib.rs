@@ -1,7 +1,7 @@
 //! A qcow2 engine with crash-safe persistent dirty bitmaps.
 //!
 //! Layers, bottom up; each uses those above it in this list and never those below:
-//! [`format`] (bytes and values), [`storage`] (the only code that meets the system), `cache`
+//! [`mod@format`] (bytes and values), [`storage`] (the only code that meets the system), `cache`
 //! (mapping tables), `alloc` (who owns a cluster), [`image`] (the virtual disk), [`bitmaps`]
 //! (persistent bitmaps), [`mod@check`] (the consistency check).
 

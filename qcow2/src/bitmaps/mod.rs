@@ -1,7 +1,7 @@
 //! Persistent dirty bitmaps of one image: directory, bits, tracking, proofs.
 //!
 //! Invariants:
-//! - A recording bitmap on disk is a superset of the changes at every instant ([`tracker`]).
+//! - A recording bitmap on disk is a superset of the changes at every instant (`tracker`).
 //! - A frozen bitmap is never changed in place; every structural change writes fresh clusters and
 //!   becomes true by one write of the header ([`crate::image::Update`]).
 //! - A bitmap that is in use by a foreign writer is kept as it is: never read, never healed by a

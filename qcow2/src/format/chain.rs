@@ -171,7 +171,7 @@ impl Health {
 /// What must hold for a frozen bitmap to be believed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct FrozenProof {
-    /// CRC-32 of the canonical content, see [`crate::bitmaps::checksum`].
+    /// CRC-32 of the canonical content, see [`crate::bitmaps::proof::checksum`].
     pub checksum: u32,
     /// Set bits.
     pub count: u64,
@@ -259,7 +259,7 @@ pub struct Descent {
 /// Everything that one image knows of its chain.
 ///
 /// Layout of the record inside a slot: image UUID (16) · scheme (1) · flags (1) · directory
-/// digest (4) · [current (16)] · [intent] · number of decisions (1) and the transactions (16 each) · number of
+/// digest (4) · \[current (16)\] · \[intent\] · number of decisions (1) and the transactions (16 each) · number of
 /// descents (1) and (32 each) · number of checkpoints (2) and their entries in recording order.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ChainRecord {

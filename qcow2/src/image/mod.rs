@@ -192,7 +192,11 @@ impl Image {
         let directory = lock(&self.directory);
         for (offset, bytes) in directory.places() {
             let whole = directory.place() == Some((offset, bytes));
-            let name = if whole { "bitmap directory" } else { "bitmap table" };
+            let name = if whole {
+                "bitmap directory"
+            } else {
+                "bitmap table"
+            };
             structures.push(structure(name, offset, bytes, whole));
         }
         allocator.vet(&self.file, &structures)?;

@@ -201,12 +201,17 @@ fn refuse_writing(file: &ImageFile, header: &Header) -> Result<()> {
             value: 0,
         }));
     }
-    for (structure, offset) in
-        [("L1 table", header.l1_offset), ("refcount table", header.refcount_table_offset)]
-    {
+    for (structure, offset) in [
+        ("L1 table", header.l1_offset),
+        ("refcount table", header.refcount_table_offset),
+    ] {
         if offset.0 > file.len()? {
             let problem = "lies past the end of the file";
-            return Err(file.damage(Damage::Place { structure, offset, problem }));
+            return Err(file.damage(Damage::Place {
+                structure,
+                offset,
+                problem,
+            }));
         }
     }
     Ok(())

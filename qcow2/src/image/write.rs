@@ -220,7 +220,9 @@ impl Image {
             for slot in 0..self.geometry.l2_entries() {
                 let cluster = GuestCluster(base + slot);
                 let entry = self.decode(table.entry(to_usize(slot)), cluster)?;
-                let L2Entry::Normal { offset, .. } = entry else { continue };
+                let L2Entry::Normal { offset, .. } = entry else {
+                    continue;
+                };
                 self.guard_place(allocator, "data cluster", offset)?;
                 if allocator.is_protected(self.geometry.host_cluster(offset)) {
                     let structure = "metadata of the image";
@@ -243,7 +245,11 @@ impl Image {
             return Ok(());
         }
         let problem = "lies past the end of the file";
-        Err(self.file.damage(Damage::Place { structure, offset, problem }))
+        Err(self.file.damage(Damage::Place {
+            structure,
+            offset,
+            problem,
+        }))
     }
 
     /// Writes the clusters from `offset` on that need a new place; returns the bytes written.

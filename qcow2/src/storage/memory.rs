@@ -46,7 +46,9 @@ impl MemoryStorage {
 /// Grows with zeros up to `end`; memory that is not there is a full disk, not the end of the program.
 fn grow(bytes: &mut Vec<u8>, end: usize) -> io::Result<()> {
     let missing = end.saturating_sub(bytes.len());
-    bytes.try_reserve(missing).map_err(|_| io::ErrorKind::StorageFull)?;
+    bytes
+        .try_reserve(missing)
+        .map_err(|_| io::ErrorKind::StorageFull)?;
     bytes.resize(end.max(bytes.len()), 0);
     Ok(())
 }
