@@ -312,3 +312,72 @@ fn bit_order_agrees_with_qemu() {
     println!("{} granules, both ways", granules.len());
     daemon.quit();
 }
+
+/// Many bitmaps, with names of every kind that QEMU accepts.
+#[test]
+fn names_of_bitmaps_agree() {
+    tidemark_fixtures::require_qemu!();
+    let _turn = super::common::alone();
+    let mut names: Vec<String> = (0..150)
+        .map(|number| format!("bitmap {number:x}"))
+        .collect();
+    names.extend(
+        [
+            "\u{e9}t\u{e9}",
+            "\u{65e5}\u{672c}",
+            "a,b=c",
+            "\"quoted\"",
+            " ",
+        ]
+        .map(String::from),
+    );
+    names.push("n".repeat(1023));
+    for cluster_bits in [9, 16] {
+        let desk = Desk::new();
+        let options = CreateOptions {
+            cluster_bits,
+            ..CreateOptions::new(MIB)
+        };
+        let image = create_file(&desk.path, &options);
+        image
+            .update::<_, tidemark_qcow2::Error>(|update| {
+                for name in &names {
+                    let bits = update.blank(granularity(65536))?;
+                    update.put(name, bits, false)?;
+                }
+                Ok(())
+            })
+            .unwrap();
+        image.close().unwrap();
+        desk.assert_clean();
+        let listed = || -> Vec<String> {
+            let info = qemu_img::info(&desk.path);
+            let list = info["format-specific"]["data"]["bitmaps"]
+                .as_array()
+                .unwrap()
+                .clone();
+            let mut listed: Vec<String> = list
+                .iter()
+                .map(|each| each["name"].as_str().unwrap().to_owned())
+                .collect();
+            listed.sort_unstable();
+            listed
+        };
+        let mut sorted = names.clone();
+        sorted.sort_unstable();
+        assert_eq!(listed(), sorted);
+        qemu_img::bitmap_remove(&desk.path, &names[3]);
+        qemu_img::bitmap_add(&desk.path, &names[3], Some(512));
+        let mut ours: Vec<String> = desk.look(|image| {
+            image
+                .bitmaps()
+                .unwrap()
+                .into_iter()
+                .map(|info| info.name)
+                .collect()
+        });
+        ours.sort_unstable();
+        assert_eq!(ours, sorted, "after QEMU wrote the directory");
+    }
+    println!("{} names, both ways", names.len());
+}

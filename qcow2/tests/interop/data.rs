@@ -155,6 +155,53 @@ fn images_created_by_qemu_take_our_writes() {
     println!("{cases} kinds of image made by QEMU");
 }
 
+/// The refcount table moves while the header is in QEMU's order and its cluster nearly full.
+#[test]
+fn refcounts_outgrow_their_table_in_any_layout() {
+    tidemark_fixtures::require_qemu!();
+    let _turn = super::common::alone();
+    let mut cases = 0;
+    for (cluster_bits, refcount_bits, name) in [
+        (9, 64, "base"),
+        (9, 64, &*format!("{}base", "./".repeat(140))),
+        (9, 16, "base"),
+    ] {
+        let desk = Desk::new();
+        let content = fill(9, SIZE);
+        std::fs::write(desk.beside("base"), &content).unwrap();
+        let backing = BackingReference {
+            name: b"base".to_vec(),
+            format: "raw".to_owned(),
+        };
+        let options = CreateOptions {
+            cluster_bits,
+            refcount_bits,
+            backing: Some(backing),
+            ..CreateOptions::new(SIZE)
+        };
+        let image = create_file(&desk.path, &options);
+        add_bitmap(&image, "b", 65536);
+        image.close().unwrap();
+        qemu_img::rebase_unsafe(&desk.path, name, "raw");
+        let mut model = content.clone();
+        desk.session(|image| {
+            for (number, chunk) in model.chunks_mut(100_000).enumerate() {
+                let data = fill(to_u64(number), to_u64(chunk.len()));
+                image.write(&data, to_u64(number * 100_000)).unwrap();
+                chunk.copy_from_slice(&data);
+            }
+        });
+        desk.assert_clean();
+        assert_content(&desk, &model, name);
+        super::assert_records(&desk, "b", &content, &model, name);
+        qemu_operates(&desk.path, &mut model, &mut Random::new(1), 4);
+        desk.assert_clean();
+        assert_content(&desk, &model, name);
+        cases += 1;
+    }
+    println!("{cases} tables outgrown");
+}
+
 /// Opens for writing, looks at everything, flushes and closes.
 fn open_and_close(image: Image) {
     let infos = image.bitmaps().unwrap();

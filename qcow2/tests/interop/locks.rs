@@ -4,10 +4,10 @@ use std::io::ErrorKind;
 
 use tidemark_fixtures::oracle::daemon::QemuStorageDaemon;
 use tidemark_fixtures::oracle::{qemu_img, qemu_io};
-use tidemark_qcow2::{CreateOptions, FileStorage, Image, Sharing};
+use tidemark_qcow2::{CreateOptions, Feature, FileStorage, Image, Sharing};
 
 use super::Desk;
-use super::common::{create_file, open_file, reading, writing};
+use super::common::{create_file, open_file, reading, try_open_file, writing};
 
 fn desk() -> Desk {
     let desk = Desk::new();
@@ -104,6 +104,34 @@ fn qemu_does_not_open_an_image_that_we_write() {
     assert!(!qemu_img::run(&["resize", path, "2M"]).success());
     drop(image);
     qemu_img::resize(&desk.path, 2 << 20);
+}
+
+/// A layer below is locked too, by whoever reads through it.
+#[test]
+fn a_backing_file_is_not_written_under_its_reader() {
+    tidemark_fixtures::require_qemu!();
+    let _turn = super::common::alone();
+    let desk = desk();
+    let overlay = desk.beside("overlay.qcow2");
+    qemu_img::create_overlay(&overlay, "image.qcow2", "qcow2");
+    let path = desk.path.to_str().unwrap();
+    let image = open_file(&overlay, writing());
+    assert!(
+        !qemu_img::run(&["resize", path, "2M"]).success(),
+        "QEMU wrote below us"
+    );
+    assert_eq!(refusal(&desk, true), ErrorKind::WouldBlock);
+    image.close().unwrap();
+    let mut daemon = QemuStorageDaemon::spawn();
+    let node = daemon.open_image(&desk.path);
+    let error = try_open_file(&overlay, writing()).unwrap_err();
+    assert!(
+        matches!(error.feature(), Some(Feature::Backing { .. })),
+        "{error}"
+    );
+    daemon.close(&node);
+    daemon.quit();
+    open_file(&overlay, writing()).close().unwrap();
 }
 
 #[test]

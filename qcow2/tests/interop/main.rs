@@ -11,6 +11,7 @@ mod data;
 mod foreign;
 mod in_use;
 mod locks;
+mod losses;
 mod sessions;
 
 use std::path::{Path, PathBuf};
