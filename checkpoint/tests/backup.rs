@@ -353,6 +353,44 @@ fn a_killed_backup_can_be_cancelled() {
 }
 
 #[test]
+fn a_backup_killed_after_its_manifest_needs_only_its_checkpoint() {
+    let mut world = World::new();
+    world.write("vda", 0, CLUSTER, 1);
+    world.backup(Some("a"), None);
+    world.write("vda", CLUSTER, 1, 2);
+    // The image as it is while the data is copied, put back after the manifest is there.
+    let (image, copy) = (world.image("vda"), world.path("copy"));
+    let (from, to) = (image.clone(), copy.clone());
+    let options = BackupOptions {
+        watch: Some(Arc::new(move |_| {
+            std::fs::copy(&from, &to).unwrap();
+            ControlFlow::Continue(())
+        })),
+        ..world.options(Some("b"), Some("a"))
+    };
+    let report = world
+        .with(|domain| backup::backup(domain, &options))
+        .unwrap();
+    std::fs::rename(&copy, &image).unwrap();
+    let elsewhere = world.with(|domain| backup::resume(domain, &world.path("elsewhere")));
+    assert!(matches!(elsewhere, Err(Error::NotResumable(name)) if name == "b"));
+    let directory = world.directory();
+    let resumed = world.with(|domain| backup::resume(domain, &directory));
+    assert_eq!(resumed.unwrap(), Some(report));
+    assert_eq!(
+        world
+            .with(|domain| backup::resume(domain, &directory))
+            .unwrap(),
+        None
+    );
+    world.write("vda", 2 * CLUSTER, 1, 3);
+    let report = world.backup(None, Some("b"));
+    assert_incremental(only(&report));
+    world.assert_backed_up(only(&report));
+    world.assert_sound();
+}
+
+#[test]
 fn a_directory_of_backups_can_be_moved() {
     let mut world = World::new();
     world.write("vda", 0, CLUSTER, 1);

@@ -61,6 +61,9 @@ pub enum Error {
     /// The directory is damaged where it was needed.
     #[error(transparent)]
     Damaged(#[from] Finding),
+    /// A killed backup whose point was never published.
+    #[error("the backup with checkpoint '{0}' is not complete here: cancel it and back up again")]
+    NotResumable(String),
     /// The system gave no random numbers.
     #[error("no random numbers for an identity: {0}")]
     Random(#[source] io::Error),

@@ -82,7 +82,8 @@ impl Provisional {
 
 impl Drop for Provisional {
     fn drop(&mut self) {
-        for path in &self.paths {
+        // The manifest was the last: it must not name what is gone.
+        for path in self.paths.iter().rev() {
             // What cannot be removed is an orphan: in the way of nothing, named by no manifest.
             let _ = fs::remove_file(path);
         }

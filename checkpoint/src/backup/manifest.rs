@@ -8,6 +8,7 @@ use std::io::{Read, Write};
 use std::path::{Component, Path};
 
 use serde::{Deserialize, Serialize};
+use tempfile::NamedTempFile;
 use tidemark_qcow2::chain::{Identity, ImageUuid};
 
 use super::verify::Defect;
@@ -176,19 +177,16 @@ impl Manifest {
         Ok(format!("{before}{hash}{rest}"))
     }
 
-    /// Publishes the manifest as `name` in `directory`: whole, durable, and only if nothing has
-    /// that name.
-    pub(super) fn publish(&self, directory: &Path, name: &str) -> Result<()> {
-        let target = directory.join(name);
+    /// The manifest for `target`, written but not yet under its name.
+    pub(super) fn stage(&self, target: &Path) -> Result<NamedTempFile> {
         let text = self
             .to_text()
             .map_err(std::io::Error::from)
-            .map_err(Error::io("encode", &target))?;
-        let mut file = files::temporary(&target)?;
+            .map_err(Error::io("encode", target))?;
+        let mut file = files::temporary(target)?;
         file.write_all(text.as_bytes())
-            .map_err(Error::io("write", &target))?;
-        files::publish(file, &target)?;
-        files::sync_directory(directory)
+            .map_err(Error::io("write", target))?;
+        Ok(file)
     }
 
     /// Reads a manifest and refuses one whose own hash is wrong.

@@ -19,7 +19,8 @@
 //! The new checkpoint and the backup are one transaction: the checkpoint is prepared on all disks
 //! first, so that its bitmaps record while the data is copied; it is committed when the manifest
 //! is durable. An error takes both back. A process that dies in between leaves a prepared
-//! checkpoint, which [`cancel`] ends, and at worst a point that nobody builds on.
+//! checkpoint: [`resume`] makes it real if the manifest was published, else [`cancel`] ends it.
+//! Files under a temporary name that it left can be removed; [`verify()`] lists them.
 //!
 //! It does not keep a disk still: whoever writes to the images meanwhile gets a backup in which
 //! blocks are of different moments, though no later increment misses one of them.
@@ -48,5 +49,5 @@ pub use error::{Error, Result};
 pub use manifest::{Backing, DiskEntry, Format, Manifest, Mode, Since};
 pub use options::{BackupOptions, DiskReport, Progress, Report, Watch};
 pub use restore::{RestoreOptions, Restored, restore};
-pub use run::{backup, cancel};
+pub use run::{backup, cancel, resume};
 pub use verify::{Defect, Finding, Verification, verify};

@@ -7,7 +7,7 @@ use std::sync::Arc;
 
 use serde::Serialize;
 
-use super::manifest::{Format, Mode};
+use super::manifest::{Format, Manifest, Mode};
 
 /// Hears of progress and may stop.
 pub type Watch = Arc<dyn Fn(Progress<'_>) -> ControlFlow<()> + Send + Sync>;
@@ -69,4 +69,20 @@ pub struct DiskReport {
     pub bytes: u64,
     /// The target, relative to the directory.
     pub path: String,
+}
+
+impl Report {
+    /// What the backup that made a point did.
+    pub(super) fn of(point: &Manifest) -> Self {
+        let disks = point.disks.iter().map(|entry| DiskReport {
+            disk: entry.disk.clone(),
+            mode: entry.mode,
+            reason: entry.reason.clone(),
+            bytes: entry.bytes,
+            path: entry.path.clone(),
+        });
+        Self {
+            disks: disks.collect(),
+        }
+    }
 }

@@ -8,7 +8,7 @@ use super::base::Plan;
 use super::catalogue::{Catalogue, catalogue};
 use super::copy::{Copied, Job};
 use super::manifest::{self, DiskEntry, Format, Manifest, Mode, Since};
-use super::options::{BackupOptions, DiskReport, Progress, Report};
+use super::options::{BackupOptions, Progress, Report};
 use super::target::Shape;
 use super::{Error, Result, files};
 use crate::{Disk, DiskChange, Domain, SinceOptions, settle};
@@ -99,10 +99,12 @@ impl<'a> Point<'a> {
             provisional.publish(copied.hashes, to.join(&entry.hashes))?;
         }
         files::sync_directory(to)?;
-        self.manifest
-            .publish(to, &format!("{stem}{}", manifest::SUFFIX))?;
+        let manifest = to.join(format!("{stem}{}", manifest::SUFFIX));
+        let staged = self.manifest.stage(&manifest)?;
+        provisional.publish(staged, manifest)?;
+        files::sync_directory(to)?;
         provisional.keep();
-        Ok(self.report())
+        Ok(Report::of(&self.manifest))
     }
 
     fn copy(&mut self, disk: &Disk, stem: &str) -> Result<(DiskEntry, Copied)> {
@@ -197,19 +199,6 @@ impl<'a> Point<'a> {
         }
         let path = format!("{stem}.{name}.{}", format.as_str());
         (path, format!("{stem}.{name}.hashes"))
-    }
-
-    fn report(&self) -> Report {
-        let disks = self.manifest.disks.iter().map(|entry| DiskReport {
-            disk: entry.disk.clone(),
-            mode: entry.mode,
-            reason: entry.reason.clone(),
-            bytes: entry.bytes,
-            path: entry.path.clone(),
-        });
-        Report {
-            disks: disks.collect(),
-        }
     }
 }
 

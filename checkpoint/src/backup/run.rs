@@ -1,7 +1,10 @@
 //! One backup: prepare the checkpoint, copy, publish, commit.
 
+use std::path::Path;
+
 use tidemark_qcow2::chain::Identity;
 
+use super::catalogue::{Link, catalogue};
 use super::options::{BackupOptions, Report};
 use super::point::{Point, Question};
 use super::{Error, Result};
@@ -44,8 +47,29 @@ pub fn backup(domain: &Domain, options: &BackupOptions) -> Result<Report> {
     }
 }
 
+/// Finishes a backup that was killed after its manifest was published in `directory`: what is left
+/// to do is to make its checkpoint real. `None` if no backup was killed.
+///
+/// # Errors
+/// [`Error::NotResumable`] when the directory has no such point, whole; then only [`cancel`] ends
+/// it, and the next backup copies again. [`Error::Checkpoint`]; [`Error::Uncommitted`].
+pub fn resume(domain: &Domain, directory: &Path) -> Result<Option<Report>> {
+    let Some(tentative) = domain.tentative()? else {
+        return Ok(None);
+    };
+    let catalogue = catalogue(directory)?;
+    let Some(point) = catalogue.point(tentative.identity()) else {
+        return Err(Error::NotResumable(tentative.name().to_owned()));
+    };
+    for entry in &point.disks {
+        catalogue.chain(Link { point, entry })?;
+    }
+    let report = Report::of(point);
+    commit(tentative).map(|()| Some(report))
+}
+
 /// Ends what a killed backup left in the images: the checkpoint that it had prepared was never
-/// there. False if there is none.
+/// there. False if there is none. A point that was already published stays; it harms nothing.
 ///
 /// # Errors
 /// [`Error::Checkpoint`].
