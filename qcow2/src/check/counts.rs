@@ -57,6 +57,21 @@ impl ReferenceCounts {
         times.saturating_sub(room)
     }
 
+    /// Adds one reference where that is a matter of one byte; returns whether it was.
+    pub(super) fn bump(&mut self, cluster: u64) -> bool {
+        let most = self.most.min(u64::from(HIGH) - 1);
+        match &mut self.bytes {
+            Bytes::Dense(bytes) => match bytes.get_mut(to_usize(cluster)) {
+                Some(byte) if u64::from(*byte) < most => {
+                    *byte += 1;
+                    true
+                }
+                _ => false,
+            },
+            Bytes::Sparse(_) => false,
+        }
+    }
+
     /// References to a cluster.
     pub(super) fn get(&self, cluster: u64) -> u64 {
         let byte = match &self.bytes {
@@ -153,6 +168,8 @@ mod tests {
             assert_eq!(counts.next_referenced(1, 100_000), Some(63));
             assert_eq!(counts.next_referenced(65, 100_000), Some(99_999));
             assert_eq!(counts.next_referenced(65, 99_999), None);
+            let bumped = counts.bump(7) || counts.add(7, 1) == 0;
+            assert!(bumped && counts.get(7) == 1 && !counts.bump(64));
             counts.settle(64, 1);
             assert_eq!(counts.get(64), 1);
         }

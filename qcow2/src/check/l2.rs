@@ -59,13 +59,17 @@ impl Census<'_> {
                     self.report.fragmented_clusters += named.active;
                 }
                 follows = Some(data.plus(self.geometry.cluster_bytes()));
-                self.count(
-                    "data cluster",
-                    data,
-                    self.geometry.cluster_bytes(),
-                    named.all,
-                );
+                self.count_data(data, named.all);
             }
+        }
+    }
+
+    fn count_data(&mut self, data: HostOffset, times: u64) {
+        let cluster = self.geometry.host_cluster(data).0;
+        let bytes = self.geometry.cluster_bytes();
+        let usual = times == 1 && self.geometry.is_aligned(data) && cluster < self.clusters;
+        if !usual || !self.counts.bump(cluster) {
+            self.count("data cluster", data, bytes, times);
         }
     }
 
