@@ -1,4 +1,5 @@
 //! The storages that ship: file, mapping, memory, and the locks between them.
+#![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 mod common;
 
@@ -23,18 +24,26 @@ fn a_mapped_image_reads_as_the_file_does() {
     #[expect(unsafe_code, reason = "the test vouches for its own file")]
     let storage = unsafe { MappedStorage::open(&path) }.unwrap();
     assert!(!storage.writable());
-    assert_eq!(storage.write_at(&[0], 0).unwrap_err().kind(), ErrorKind::PermissionDenied);
+    assert_eq!(
+        storage.write_at(&[0], 0).unwrap_err().kind(),
+        ErrorKind::PermissionDenied
+    );
     let image = Image::open(Box::new(storage), reading()).unwrap();
     assert!(read_all(&image) == content);
     let extents: Vec<Extent> = image.map(0, image.size()).unwrap();
-    assert_eq!(extents.iter().map(|extent| extent.length).sum::<u64>(), image.size());
+    assert_eq!(
+        extents.iter().map(|extent| extent.length).sum::<u64>(),
+        image.size()
+    );
 }
 
 #[test]
 fn one_writer_or_many_readers_hold_a_file() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("disk.qcow2");
-    create_file(&path, &CreateOptions::new(1 << 20)).close().unwrap();
+    create_file(&path, &CreateOptions::new(1 << 20))
+        .close()
+        .unwrap();
     let open = |write, sharing| FileStorage::open(&path, write, sharing);
     let first = open(false, Sharing::Exclusive).unwrap();
     let second = open(false, Sharing::Exclusive).unwrap();
@@ -48,14 +57,29 @@ fn one_writer_or_many_readers_hold_a_file() {
 
 #[test]
 fn a_gate_decides_which_named_files_are_opened() {
-    let reference = BackingReference { name: b"/etc/hostname".to_vec(), format: "raw".to_owned() };
+    let reference = BackingReference {
+        name: b"/etc/hostname".to_vec(),
+        format: "raw".to_owned(),
+    };
     assert!(NoFiles.open(&reference, "disk.qcow2").is_err());
-    let narrow = PlainFiles { below: vec!["/tmp".into()], sharing: Sharing::Exclusive };
+    let narrow = PlainFiles {
+        below: vec!["/tmp".into()],
+        sharing: Sharing::Exclusive,
+    };
     assert!(narrow.open(&reference, "disk.qcow2").is_err());
-    let options = CreateOptions { backing: Some(reference), ..CreateOptions::new(1 << 20) };
-    let refused =
-        Image::create(Box::new(MemoryStorage::new()), &options, OpenOptions::default());
-    assert!(matches!(refused.unwrap_err().feature(), Some(Feature::Backing { .. })));
+    let options = CreateOptions {
+        backing: Some(reference),
+        ..CreateOptions::new(1 << 20)
+    };
+    let refused = Image::create(
+        Box::new(MemoryStorage::new()),
+        &options,
+        OpenOptions::default(),
+    );
+    assert!(matches!(
+        refused.unwrap_err().feature(),
+        Some(Feature::Backing { .. })
+    ));
 }
 
 #[test]
@@ -63,8 +87,14 @@ fn errors_say_whose_fault_it_is() {
     let image = common::built(&CreateOptions::new(1 << 20), |_| {});
     let open = open_bytes(image.clone(), reading()).unwrap();
     let outside: Error = open.read(&mut [0; 10], 1 << 20).unwrap_err();
-    assert!(matches!(outside.mistake(), Some(Mistake::OutOfRange { .. })));
-    assert!(matches!(open.write(&[0], 0).unwrap_err().mistake(), Some(Mistake::ReadOnly)));
+    assert!(matches!(
+        outside.mistake(),
+        Some(Mistake::OutOfRange { .. })
+    ));
+    assert!(matches!(
+        open.write(&[0], 0).unwrap_err().mistake(),
+        Some(Mistake::ReadOnly)
+    ));
     assert_eq!(open.bitmaps().unwrap(), Vec::<BitmapInfo>::new());
     let report: CheckReport = open.check().unwrap();
     assert_eq!((report.corruptions, report.leaks), (0, 0));
