@@ -74,7 +74,7 @@ impl Failure {
     /// A failure of the system on a file.
     pub(crate) fn io(path: &Path, doing: &str, error: &io::Error) -> Self {
         let advice = match error.kind() {
-            io::ErrorKind::WouldBlock => "; -U reads an image that is in use",
+            io::ErrorKind::WouldBlock if doing == "open" => "; -U reads an image that is in use",
             io::ErrorKind::StorageFull => "; free some space and try again",
             _ => "",
         };
@@ -109,11 +109,7 @@ impl fmt::Display for Failure {
 
 impl From<Error> for Failure {
     fn from(error: Error) -> Self {
-        let exit = match &error {
-            Error::Unsupported { feature, .. } => exit_of(feature),
-            Error::Io { .. } | Error::Corrupt { .. } | Error::Invalid { .. } => Exit::Failed,
-        };
-        let failure = Self::with(exit, error.to_string());
+        let failure = Self::with(exit_of(&error), error.to_string());
         match &error {
             Error::Corrupt { .. } => failure.advise("`tidemark check` lists all damage"),
             Error::Io { .. } if error.is_no_space() => {
@@ -124,16 +120,19 @@ impl From<Error> for Failure {
     }
 }
 
-/// Which refusals are about the format, and not about the moment.
-pub(crate) fn exit_of(feature: &Feature) -> Exit {
-    match feature {
-        Feature::NotQcow2 { .. }
-        | Feature::Version(_)
-        | Feature::Incompatible { .. }
-        | Feature::Encryption(_)
-        | Feature::Compressed { .. }
-        | Feature::Snapshots(_)
-        | Feature::BitmapsInVersion2 => Exit::Unsupported,
+/// How a failure of the engine ends: refusals that are about the format, not about the moment,
+/// have a code of their own.
+pub(crate) fn exit_of(error: &Error) -> Exit {
+    match error.feature() {
+        Some(
+            Feature::NotQcow2 { .. }
+            | Feature::Version(_)
+            | Feature::Incompatible { .. }
+            | Feature::Encryption(_)
+            | Feature::Compressed { .. }
+            | Feature::Snapshots(_)
+            | Feature::BitmapsInVersion2,
+        ) => Exit::Unsupported,
         _ => Exit::Failed,
     }
 }
@@ -143,10 +142,7 @@ impl From<tidemark_checkpoint::Error> for Failure {
         use tidemark_checkpoint::{Error, ErrorCode};
         let message = error.to_string();
         let exit = match &error {
-            Error::Image { source, .. } => match source {
-                tidemark_qcow2::Error::Unsupported { feature, .. } => exit_of(feature),
-                _ => Exit::Failed,
-            },
+            Error::Image { source, .. } => exit_of(source),
             Error::BadName { .. } | Error::DoubledDisk(_) => Exit::Usage,
             _ if error.code() == ErrorCode::InvalidArg => Exit::Usage,
             _ => Exit::Failed,

@@ -33,6 +33,8 @@ pub(crate) struct Facts {
     pub(crate) bitmaps: Vec<DirectoryEntry>,
     pub(crate) snapshots: Vec<Snapshot>,
     pub(crate) chain: Reading,
+    /// Structures that could not be read; what they hold is missing above.
+    pub(crate) problems: Vec<String>,
 }
 
 impl Facts {
@@ -76,15 +78,28 @@ pub(crate) fn read(path: &Path, storage: &FileStorage) -> Outcome<Facts> {
     let chain = extensions
         .iter()
         .find(|entry| entry.kind == extension::CHAIN);
+    let mut problems = Vec::new();
+    let bitmaps = bitmaps(path, storage, &header, &extensions);
+    let bitmaps = or_problem(bitmaps, &mut problems);
+    let snapshots = or_problem(snapshots::read(path, storage, &header), &mut problems);
     Ok(Facts {
         backing_name: backing_name(&header, &bytes),
         backing_format: text(extension::BACKING_FORMAT),
         data_file: text(extension::DATA_FILE),
-        bitmaps: bitmaps(path, storage, &header, &extensions)?,
-        snapshots: snapshots::read(path, storage, &header)?,
+        bitmaps,
+        snapshots,
+        problems,
         chain: chain.map_or(Reading::Absent, |entry| chain::read(&entry.data)),
         header,
         extensions,
+    })
+}
+
+/// What is damaged hides nothing else.
+fn or_problem<T>(found: Outcome<Vec<T>>, problems: &mut Vec<String>) -> Vec<T> {
+    found.unwrap_or_else(|failure| {
+        problems.push(failure.to_string());
+        Vec::new()
     })
 }
 

@@ -126,11 +126,6 @@ pub(crate) fn write_alone(path: &Path) -> Outcome<Image> {
 
 fn writable(path: &Path) -> Outcome<FileStorage> {
     trace(format_args!("{}: open for writing", path.display()));
-    FileStorage::open(path, true, Sharing::Exclusive).map_err(|error| {
-        let failure = Failure::io(path, "open for writing", &error);
-        match error.kind() {
-            std::io::ErrorKind::WouldBlock => Failure::new(format!("{}: {error}", path.display())),
-            _ => failure,
-        }
-    })
+    FileStorage::open(path, true, Sharing::Exclusive)
+        .map_err(|error| Failure::io(path, "open for writing", &error))
 }

@@ -1,5 +1,10 @@
 //! `backup`, `restore`, `verify`, `catalogue`, `checkpoint recover`.
 
+#![allow(
+    clippy::unwrap_used,
+    reason = "helpers of tests fail by panicking, as tests do"
+)]
+
 mod common;
 
 use common::{Place, content, has_keys};

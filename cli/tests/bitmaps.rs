@@ -1,5 +1,10 @@
 //! `bitmap`: changes that QEMU sees, contents that QEMU agrees with, chains that are protected.
 
+#![allow(
+    clippy::unwrap_used,
+    reason = "helpers of tests fail by panicking, as tests do"
+)]
+
 mod common;
 
 use common::{Place, has_keys};

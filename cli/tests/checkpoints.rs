@@ -1,5 +1,10 @@
 //! `checkpoint`: the life of a chain as the command line sees it.
 
+#![allow(
+    clippy::unwrap_used,
+    reason = "helpers of tests fail by panicking, as tests do"
+)]
+
 mod common;
 
 use common::{Place, has_keys};

@@ -1,5 +1,10 @@
 //! `demo`: the story ends well, and keeps what it was told to keep.
 
+#![allow(
+    clippy::unwrap_used,
+    reason = "helpers of tests fail by panicking, as tests do"
+)]
+
 mod common;
 
 use common::{Place, has_keys};

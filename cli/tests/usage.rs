@@ -1,5 +1,10 @@
 //! What every command has in common: exit codes, one-line failures, options anywhere.
 
+#![allow(
+    clippy::unwrap_used,
+    reason = "helpers of tests fail by panicking, as tests do"
+)]
+
 mod common;
 
 use std::io::Read;
@@ -88,8 +93,8 @@ fn options_may_stand_before_or_after_positions() {
     ] {
         assert_eq!(place.ok(line), expected, "{line}");
     }
-    place.ok("bitmap add disk -g 4K b");
-    place.ok("bitmap --output json add --disabled disk c");
+    place.ok("bitmap add disk -g 4K x");
+    place.ok("bitmap --output json add --disabled disk y");
     place.ok("checkpoint create --metadata m a disk");
     place.ok("checkpoint create b --metadata m disk");
     place.ok("checkpoint create c disk --metadata m");

@@ -160,11 +160,7 @@ impl From<Error> for Failure {
         match error {
             Error::Checkpoint(error) => error.into(),
             Error::Disk { ref source, .. } | Error::Target { ref source, .. } => {
-                let exit = match source {
-                    tidemark_qcow2::Error::Unsupported { feature, .. } => exit_of(feature),
-                    _ => Exit::Failed,
-                };
-                Self::with(exit, error.to_string())
+                Self::with(exit_of(source), error.to_string())
             }
             Error::Damaged(_) => {
                 let failure = Self::with(Exit::Damage, error.to_string());

@@ -11,7 +11,7 @@ use crate::answer::{bitmap_flags, chain};
 use crate::exit::{Exit, Failure, Outcome};
 use crate::facts::{self, Facts};
 use crate::open::{Format, Share};
-use crate::out::{Out, say};
+use crate::out::{Out, say, warn};
 use crate::size::human;
 
 /// Describe an image: size, format, bitmaps, snapshots, and its chain of checkpoints
@@ -31,6 +31,9 @@ impl Info {
         let storage = self.share.storage(&self.image)?;
         let facts = facts::read(&self.image, &storage)?;
         let file = FileFacts::read(&self.image, &storage)?;
+        for problem in &facts.problems {
+            warn(format_args!("{problem}"));
+        }
         if !out.is_json() {
             return crate::cmd::info_text::print(out, &self.image, &facts, &file);
         }
@@ -38,6 +41,7 @@ impl Info {
         let ours = json!({
             "unsteady": self.share.is_held(&self.image),
             "chain": chain::describe(&facts),
+            "problems": facts.problems,
         });
         answer.insert("tidemark".into(), ours);
         out.json(&Value::Object(answer))?;
