@@ -796,7 +796,7 @@ fn every_tear_of_a_header_write_leaves_the_old_or_the_new_header() {
                         "2^{cluster_bits}, name {name_len}, {checkpoints:x} checkpoints, {layout} \
                          layout, change of {change_name}"
                     );
-                    let (writes, images, judged) = tear(&bytes, change, 31, &what);
+                    let (writes, images, judged) = tear(&bytes, change, 61, &what);
                     total = (total.0 + writes, total.1 + images, total.2 + judged);
                 }
             }
