@@ -5,6 +5,7 @@
 
 use std::path::Path;
 
+use serde_json::{Value, json};
 use tidemark_qcow2::format::bitmap::{BitmapsExtension, DirectoryEntry, decode_directory};
 use tidemark_qcow2::format::chain::{self, Reading};
 use tidemark_qcow2::format::extension::{self, Extension};
@@ -12,6 +13,7 @@ use tidemark_qcow2::format::header::{Header, autoclear, incompatible};
 use tidemark_qcow2::{Damage, Error, FileStorage, Storage};
 
 use crate::exit::{Failure, Outcome};
+use crate::luks;
 use crate::snapshots::{self, Snapshot};
 
 /// Bytes that hold a header and, with all usual cluster sizes, its extensions.
@@ -33,6 +35,8 @@ pub(crate) struct Facts {
     pub(crate) bitmaps: Vec<DirectoryEntry>,
     pub(crate) snapshots: Vec<Snapshot>,
     pub(crate) chain: Reading,
+    /// What an encrypted image says of its encryption.
+    pub(crate) encryption: Option<Value>,
     /// Structures that could not be read; what they hold is missing above.
     pub(crate) problems: Vec<String>,
 }
@@ -90,6 +94,7 @@ pub(crate) fn read(path: &Path, storage: &FileStorage) -> Outcome<Facts> {
         snapshots,
         problems,
         chain: chain.map_or(Reading::Absent, |entry| chain::read(&entry.data)),
+        encryption: encryption(path, storage, &header, &extensions)?,
         header,
         extensions,
     })
@@ -158,8 +163,32 @@ fn bitmaps(
     decode_directory(&bytes, place.count, &header.geometry).map_err(damaged)
 }
 
+fn encryption(
+    path: &Path,
+    storage: &FileStorage,
+    header: &Header,
+    extensions: &[Extension],
+) -> Outcome<Option<Value>> {
+    if header.encryption != 2 {
+        let format = (header.encryption == 1).then(|| json!({ "format": "aes" }));
+        return Ok(format);
+    }
+    let pointer = extensions
+        .iter()
+        .find(|entry| entry.kind == extension::ENCRYPTION);
+    let offset = pointer.and_then(|entry| entry.data.first_chunk::<8>());
+    let bytes = match offset {
+        Some(offset) => read_exactly(path, storage, u64::from_be_bytes(*offset), luks::BYTES)?,
+        None => None,
+    };
+    let described = bytes.and_then(|bytes| luks::describe(&bytes));
+    Ok(Some(
+        described.unwrap_or_else(|| json!({ "format": "luks" })),
+    ))
+}
+
 /// Bytes of the file; `None` when it ends before. Memory is bounded by what the file has.
-pub(crate) fn read_exactly(
+fn read_exactly(
     path: &Path,
     storage: &FileStorage,
     offset: u64,

@@ -14,6 +14,7 @@ mod domain;
 mod exit;
 mod facts;
 mod guard;
+mod luks;
 mod open;
 mod out;
 mod progress;

@@ -127,12 +127,25 @@ fn info_describes_images_whose_data_it_does_not_read() {
         &[("data_file", &data_file), ("data_file_raw", "on")],
     );
     place.create("sub", MIB, &[("extended_l2", "on")]);
-    for name in ["external", "sub"] {
+    let luks = [
+        "create",
+        "-q",
+        "-f",
+        "qcow2",
+        "--object",
+        "secret,id=s,data=abc",
+        "-o",
+        "encrypt.format=luks,encrypt.key-secret=s,encrypt.iter-time=10",
+        "secret",
+        "1M",
+    ];
+    assert_eq!(place.qemu_img(&luks).0, 0);
+    for name in ["external", "sub", "secret"] {
         let (_, theirs) = place.qemu_img(&["info", "-f", "qcow2", "--output=json", name]);
         let ours = place.json(&format!("info {name}"));
         assert_same(name, &without(ours, "tidemark"), &theirs);
     }
-    place.run("map sub").ends_with(63);
+    place.run("map secret").ends_with(63);
 }
 
 #[test]

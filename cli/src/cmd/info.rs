@@ -156,13 +156,8 @@ fn specific(facts: &Facts) -> Value {
         let raw = header.autoclear & autoclear::RAW_DATA_FILE != 0;
         data.insert("data-file-raw".into(), raw.into());
     }
-    if header.encryption != 0 {
-        let format = if header.encryption == 1 {
-            "aes"
-        } else {
-            "luks"
-        };
-        data.insert("encrypt".into(), json!({ "format": format }));
+    if let Some(encryption) = &facts.encryption {
+        data.insert("encrypt".into(), encryption.clone());
     }
     if !is_old {
         data.insert("corrupt".into(), facts.has(incompatible::CORRUPT).into());

@@ -2,6 +2,7 @@
 
 use std::path::Path;
 
+use serde_json::Value;
 use tidemark_qcow2::format::chain::{ChainRecord, Reading};
 use tidemark_qcow2::format::header::{autoclear, compatible, incompatible};
 
@@ -126,6 +127,10 @@ fn specific(out: &mut Out, facts: &Facts) -> Outcome<()> {
         let raw = header.autoclear & autoclear::RAW_DATA_FILE != 0;
         say!(out, "    data file raw: {raw}")?;
     }
+    if let Some(encryption) = &facts.encryption {
+        say!(out, "    encrypt:")?;
+        nested(out, encryption, 8)?;
+    }
     if !is_old {
         say!(out, "    corrupt: {}", facts.has(incompatible::CORRUPT))?;
         say!(
@@ -133,6 +138,33 @@ fn specific(out: &mut Out, facts: &Facts) -> Outcome<()> {
             "    extended l2: {}",
             facts.has(incompatible::EXTENDED_L2)
         )?;
+    }
+    Ok(())
+}
+
+/// A value as qemu-img prints it for people: one line a key, deeper ones further in.
+fn nested<'a>(out: &mut Out, value: &'a Value, indent: usize) -> Outcome<()> {
+    let rows: Vec<(String, &'a Value)> = match value {
+        Value::Object(object) => {
+            let row = |(key, value): (&'a String, &'a Value)| (key.replace('-', " "), value);
+            object.iter().map(row).collect()
+        }
+        Value::Array(list) => {
+            let row = |(number, value)| (format!("[{number}]"), value);
+            list.iter().enumerate().map(row).collect()
+        }
+        _ => return Ok(()),
+    };
+    for (key, value) in rows {
+        let margin = " ".repeat(indent);
+        match value {
+            Value::Object(_) | Value::Array(_) => {
+                say!(out, "{margin}{key}:")?;
+                nested(out, value, indent + 4)?;
+            }
+            Value::String(text) => say!(out, "{margin}{key}: {text}")?,
+            other => say!(out, "{margin}{key}: {other}")?,
+        }
     }
     Ok(())
 }

@@ -1,6 +1,10 @@
 //! Running the built command.
 
 #![allow(dead_code, reason = "every test file uses a part of it")]
+#![allow(
+    clippy::unwrap_used,
+    reason = "helpers of tests fail by panicking, as tests do"
+)]
 
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
