@@ -32,14 +32,18 @@ fn memcpy_1tib_4k(bencher: Bencher<'_, '_>, percent: u64) {
 fn merge_1tib_4k(bencher: Bencher<'_, '_>, percent: u64) {
     let other = scattered(TIB, 4096, percent);
     let mut target = other.clone();
-    bencher.counter(serialized(&other)).bench_local(|| target.union_outward(black_box(&other)));
+    bencher
+        .counter(serialized(&other))
+        .bench_local(|| target.union_outward(black_box(&other)));
 }
 
 #[divan::bench(args = [10, 50])]
 fn merge_4k_into_64k_1tib(bencher: Bencher<'_, '_>, percent: u64) {
     let other = scattered(TIB, 4096, percent);
     let mut target = scattered(TIB, 65536, percent);
-    bencher.counter(serialized(&other)).bench_local(|| target.union_outward(black_box(&other)));
+    bencher
+        .counter(serialized(&other))
+        .bench_local(|| target.union_outward(black_box(&other)));
 }
 
 #[divan::bench(args = [10, 50])]
@@ -47,13 +51,17 @@ fn merge_64k_into_4k_1tib(bencher: Bencher<'_, '_>, percent: u64) {
     let other = scattered(TIB, 65536, percent);
     let mut target = scattered(TIB, 4096, percent);
     let bytes = serialized(&target);
-    bencher.counter(bytes).bench_local(|| target.union_outward(black_box(&other)));
+    bencher
+        .counter(bytes)
+        .bench_local(|| target.union_outward(black_box(&other)));
 }
 
 #[divan::bench(args = [10, 50])]
 fn count_1tib_4k(bencher: Bencher<'_, '_>, percent: u64) {
     let bitmap = scattered(TIB, 4096, percent);
-    bencher.counter(serialized(&bitmap)).bench_local(|| black_box(&bitmap).count());
+    bencher
+        .counter(serialized(&bitmap))
+        .bench_local(|| black_box(&bitmap).count());
 }
 
 #[divan::bench(args = [10, 50])]
@@ -91,5 +99,7 @@ fn load_1tib_64k_half_set(bencher: Bencher<'_, '_>) {
     disk.image
         .update(|update| update.put("b0", bits.clone(), false))
         .expect("the bitmap is stored");
-    bencher.counter(serialized(&bits)).bench_local(|| disk.image.load_bitmap("b0"));
+    bencher
+        .counter(serialized(&bits))
+        .bench_local(|| disk.image.load_bitmap("b0"));
 }

@@ -8,6 +8,8 @@ use divan::counter::BytesCount;
 use tidemark_benches::{Disk, Numbers};
 
 const SIZE: u64 = 256 << 20;
+/// Operations of one measured iteration, so that the clock and a cold cache do not count.
+const BATCH: u64 = 1000;
 
 fn main() {
     divan::main();
@@ -18,24 +20,29 @@ fn pieces(len: u64) -> u64 {
 }
 
 /// The file system's own speed: the same reads from a plain file.
-#[divan::bench(args = [4096, 1 << 20])]
+#[divan::bench(args = [4096, 65536])]
 fn pread_random(bencher: Bencher<'_, '_>, len: u64) {
     let file = plain_file();
     let mut buf = vec![0; usize::try_from(len).unwrap_or_default()];
     let mut numbers = Numbers::new();
     bencher
-        .counter(BytesCount::new(len))
-        .bench_local(|| file.read_exact_at(&mut buf, numbers.below(pieces(len)) * len));
+        .counter(BytesCount::new(len * BATCH))
+        .bench_local(|| {
+            (0..BATCH)
+                .try_for_each(|_| file.read_exact_at(&mut buf, numbers.below(pieces(len)) * len))
+        });
 }
 
-#[divan::bench(args = [4096, 1 << 20])]
+#[divan::bench(args = [4096, 65536])]
 fn read_random(bencher: Bencher<'_, '_>, len: u64) {
     let disk = Disk::new(SIZE, SIZE, 0).expect("an image");
     let mut buf = vec![0; usize::try_from(len).unwrap_or_default()];
     let mut numbers = Numbers::new();
     bencher
-        .counter(BytesCount::new(len))
-        .bench_local(|| disk.image.read(&mut buf, numbers.below(pieces(len)) * len));
+        .counter(BytesCount::new(len * BATCH))
+        .bench_local(|| {
+            (0..BATCH).try_for_each(|_| disk.image.read(&mut buf, numbers.below(pieces(len)) * len))
+        });
 }
 
 #[divan::bench]
@@ -43,10 +50,12 @@ fn read_sequential_1m(bencher: Bencher<'_, '_>) {
     let disk = Disk::new(SIZE, SIZE, 0).expect("an image");
     let mut buf = vec![0; 1 << 20];
     let mut at = 0;
-    bencher.counter(BytesCount::new(1_u64 << 20)).bench_local(|| {
-        at = (at + (1 << 20)) % SIZE;
-        disk.image.read(&mut buf, at)
-    });
+    bencher
+        .counter(BytesCount::new(1_u64 << 20))
+        .bench_local(|| {
+            at = (at + (1 << 20)) % SIZE;
+            disk.image.read(&mut buf, at)
+        });
 }
 
 /// The file system's own speed: the same overwrites of a plain file.
@@ -55,7 +64,9 @@ fn pwrite_4k_random(bencher: Bencher<'_, '_>) {
     let file = plain_file();
     let buf = vec![0xa5; 4096];
     let mut numbers = Numbers::new();
-    bencher.bench_local(|| file.write_all_at(&buf, numbers.below(pieces(4096)) * 4096));
+    bencher.bench_local(|| {
+        (0..BATCH).try_for_each(|_| file.write_all_at(&buf, numbers.below(pieces(4096)) * 4096))
+    });
 }
 
 #[divan::bench(args = [0, 1, 16])]
@@ -63,7 +74,9 @@ fn overwrite_4k_random(bencher: Bencher<'_, '_>, bitmaps: usize) {
     let disk = Disk::new(SIZE, SIZE, bitmaps).expect("an image");
     let buf = vec![0xa5; 4096];
     let mut numbers = Numbers::new();
-    bencher.bench_local(|| disk.image.write(&buf, numbers.below(pieces(4096)) * 4096));
+    bencher.bench_local(|| {
+        (0..BATCH).try_for_each(|_| disk.image.write(&buf, numbers.below(pieces(4096)) * 4096))
+    });
 }
 
 /// 64 MiB written 64 KiB at a time into a new image, and flushed.
@@ -104,22 +117,23 @@ fn extend_64k_sequential(bencher: Bencher<'_, '_>) {
 #[divan::bench(args = [0, 1], sample_count = 20)]
 fn allocate_4k_in_every_64k(bencher: Bencher<'_, '_>, bitmaps: usize) {
     let buf = vec![0xa5; 4096];
-    bencher.with_inputs(|| Disk::new(SIZE, 0, bitmaps).expect("an image")).bench_local_values(
-        |disk| {
+    bencher
+        .with_inputs(|| Disk::new(SIZE, 0, bitmaps).expect("an image"))
+        .bench_local_values(|disk| {
             for at in (0..64_u64 << 20).step_by(64 << 10) {
                 disk.image.write(&buf, at).expect("the write succeeds");
             }
             disk.image.flush().expect("the flush succeeds");
             disk
-        },
-    );
+        });
 }
 
 fn plain_file() -> std::fs::File {
     let file = tempfile::tempfile().expect("a file");
     let piece = vec![0x5a; 1 << 20];
     for at in (0..SIZE).step_by(piece.len()) {
-        file.write_all_at(&piece, at).expect("the file can be filled");
+        file.write_all_at(&piece, at)
+            .expect("the file can be filled");
     }
     file
 }

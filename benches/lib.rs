@@ -104,5 +104,10 @@ fn writing() -> OpenOptions {
 }
 
 fn io(source: std::io::Error) -> Error {
-    Error::Io { image: "bench".to_owned(), operation: "prepare", offset: 0, source }
+    Error::Io {
+        image: "bench".to_owned(),
+        operation: "prepare",
+        offset: 0,
+        source,
+    }
 }

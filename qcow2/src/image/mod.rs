@@ -11,10 +11,12 @@ mod create;
 pub(crate) mod file;
 pub(crate) mod first_cluster;
 mod flush;
+mod layout;
 mod locks;
 mod map;
 mod open;
 mod read;
+mod retire;
 mod update;
 mod write;
 

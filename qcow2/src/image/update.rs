@@ -8,24 +8,21 @@
 //!
 //! A crash before 3 leaves the old state and leaked clusters; after it the new one.
 
-use std::collections::HashSet;
-
 use tidemark_bitmap::{Bitmap, Granularity};
 
 use super::first_cluster::Content;
+use super::retire::{free_retired, retired_structures};
 use super::{Image, lock};
-use crate::alloc::{HostRun, single};
-use crate::bitmaps::directory::{Directory, read_table, shape};
+use crate::alloc::HostRun;
+use crate::bitmaps::directory::{Directory, shape};
 use crate::bitmaps::{BitmapInfo, directory_digest, load};
-use crate::convert::{index, to_u32, to_u64, to_usize};
+use crate::convert::{to_u32, to_u64, to_usize};
 use crate::error::{Error, Feature, Mistake, Result};
 use crate::format::bitmap::{self, BitmapsExtension, DirectoryEntry, TableEntry};
 use crate::format::chain::ChainRecord;
 use crate::format::header::{Header, autoclear};
 use crate::format::limits;
-use crate::format::table::{L1Entry, L2Entry};
-use crate::geometry::Geometry;
-use crate::units::{GuestCluster, HostOffset};
+use crate::units::HostOffset;
 
 /// A bitmap of the directory to come.
 #[derive(Debug)]
@@ -75,38 +72,6 @@ impl Image {
             update.commit()?;
         }
         Ok(answer)
-    }
-
-    /// Whether any guest cluster maps to one of `clusters`: then a bitmap's claim on it is wrong.
-    fn guest_owns_any(&self, clusters: &HashSet<u64>) -> Result<bool> {
-        for number in 0..self.l1.len() {
-            let L1Entry::Table { offset, .. } = self.l1_entry(number)? else {
-                continue;
-            };
-            if clusters.contains(&self.geometry.host_cluster(offset).0) {
-                return Ok(true);
-            }
-            let entries = to_usize(self.geometry.l2_entries());
-            for (slot, raw) in self
-                .file
-                .read_table(offset, entries, "read L2 table")?
-                .into_iter()
-                .enumerate()
-            {
-                let guest =
-                    GuestCluster(to_u64(number) * self.geometry.l2_entries() + to_u64(slot));
-                let host = match self.decode(raw, guest)? {
-                    L2Entry::Normal { offset, .. } => Some(offset),
-                    L2Entry::Zero { allocated, .. } => allocated,
-                    L2Entry::Compressed { offset, .. } => Some(HostOffset(offset)),
-                    L2Entry::Unallocated => None,
-                };
-                if host.is_some_and(|host| clusters.contains(&self.geometry.host_cluster(host).0)) {
-                    return Ok(true);
-                }
-            }
-        }
-        Ok(false)
     }
 }
 
@@ -465,80 +430,4 @@ fn next_content(
         bitmaps,
         record,
     }
-}
-
-/// Everything that the present header names and the next one will not. What a foreign writer left
-/// in use is only taken where nothing else owns it; what is damaged is left alone.
-fn retired_structures(image: &Image, retired: &[DirectoryEntry]) -> Result<Vec<HostRun>> {
-    let mut runs = Vec::new();
-    if let Some((start, bytes)) = lock(&image.directory).place() {
-        let clusters = image.geometry.clusters_for(bytes);
-        runs.push(HostRun {
-            start,
-            clusters,
-            untouched: false,
-        });
-    }
-    let mut unsure = Vec::new();
-    for entry in retired {
-        let found = match structures(image, entry) {
-            Ok(found) => found,
-            Err(Error::Corrupt { .. }) => continue,
-            Err(error) => return Err(error),
-        };
-        if entry.in_use {
-            unsure.extend(found)
-        } else {
-            runs.extend(found)
-        }
-    }
-    let clusters = unsure
-        .iter()
-        .map(|run| image.geometry.host_cluster(run.start).0)
-        .collect();
-    if !unsure.is_empty() && !image.guest_owns_any(&clusters)? {
-        runs.extend(unsure);
-    }
-    Ok(runs)
-}
-
-/// Table and pages of a bitmap.
-fn structures(image: &Image, entry: &DirectoryEntry) -> Result<Vec<HostRun>> {
-    let shape = shape(&image.file, &image.geometry, image.size, entry.granularity)?;
-    let table = read_table(&image.file, &image.geometry, shape, entry)?;
-    let bytes = Geometry::entries_bytes(index(entry.table_entries));
-    let clusters = image.geometry.clusters_for(bytes);
-    let own = HostRun {
-        start: entry.table_offset,
-        clusters,
-        untouched: false,
-    };
-    let pages = table.into_iter().filter_map(|page| match page {
-        TableEntry::Cluster(offset) => Some(offset),
-        TableEntry::Zeros | TableEntry::Ones => None,
-    });
-    image.with_allocator(|allocator, _| {
-        // A page that lies on metadata is somebody else's: it stays.
-        let pages = pages.filter(|&page| !allocator.is_fixed(image.geometry.host_cluster(page)));
-        Ok(std::iter::once(own).chain(pages.map(single)).collect())
-    })
-}
-
-/// Frees what nothing names any more, and protects the directory and tables that came instead.
-fn free_retired(image: &Image, runs: &[HostRun]) -> Result<()> {
-    let places = lock(&image.directory).places();
-    image.with_allocator(|allocator, _| {
-        for run in runs {
-            allocator.release(*run);
-            // A count that does not allow it means somebody else's damage: the cluster stays.
-            match allocator.free_now(&image.file, &[*run]) {
-                Ok(()) | Err(Error::Corrupt { .. }) => {}
-                Err(error) => return Err(error),
-            }
-        }
-        for (start, bytes) in places {
-            allocator.fix_run(start, image.geometry.clusters_for(bytes));
-        }
-        Ok(())
-    })
 }

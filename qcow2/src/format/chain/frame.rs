@@ -118,4 +118,3 @@ pub fn read(data: &[u8]) -> Reading {
         _ => Reading::Damaged,
     }
 }
-

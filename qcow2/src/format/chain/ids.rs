@@ -52,4 +52,3 @@ random_id! {
     /// Identity of a checkpoint, or of a transaction: names can be taken again, this cannot.
     Identity
 }
-
