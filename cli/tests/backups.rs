@@ -7,11 +7,15 @@
 
 mod common;
 
+use std::sync::Arc;
+
 use common::{Place, content, has_keys};
 use serde_json::json;
+use tidemark_checkpoint::{CreateFlags, CreateSpec, Disk, Domain, DomainOptions};
 use tidemark_fixtures::oracle::daemon::QemuStorageDaemon;
 use tidemark_fixtures::oracle::qemu_img;
 use tidemark_fixtures::require_qemu;
+use tidemark_qcow2::{FileStorage, Image, OpenOptions, Sharing};
 
 const MIB: u64 = 1 << 20;
 
@@ -197,4 +201,72 @@ fn without_a_backup_to_compare_with_the_loss_is_named() {
     assert_eq!(rows[1]["lost"], true);
     let report = place.json("backup --to backups --since b --checkpoint c disk");
     assert_eq!(report["disks"][0]["mode"], "full");
+}
+
+/// What a backup leaves that is killed while it copies: a checkpoint that is not yet real.
+fn killed_backup(place: &Place, name: &str) {
+    let storage = FileStorage::open(&place.path("disk"), true, Sharing::Exclusive).unwrap();
+    let options = OpenOptions {
+        writable: true,
+        ..OpenOptions::default()
+    };
+    let image = Arc::new(Image::open(Box::new(storage), options).unwrap());
+    let disk = Disk {
+        name: "vda".to_owned(),
+        image,
+    };
+    let domain = Domain::new(vec![disk], DomainOptions::default()).unwrap();
+    let spec = CreateSpec {
+        name: Some(name.to_owned()),
+        ..CreateSpec::default()
+    };
+    drop(domain.prepare(&spec, CreateFlags::NONE).unwrap());
+}
+
+#[test]
+fn a_killed_backup_is_named_and_ends_by_cancel_or_abandon() {
+    let place = Place::new();
+    place.ok("create disk 8M");
+    place.ok("backup --to backups --checkpoint a disk");
+    killed_backup(&place, "b");
+    let refused = place.run("checkpoint create c disk").ends_with(1);
+    assert!(refused.stderr.contains("'b'"), "{}", refused.stderr);
+    assert!(refused.stderr.contains("--cancel"), "{}", refused.stderr);
+    let answer = place.json("backup --cancel --to backups disk");
+    assert_eq!(answer, json!({ "cancelled": true }));
+    place.ok("checkpoint create c disk");
+
+    killed_backup(&place, "d");
+    place.run("checkpoint create e disk").ends_with(1);
+    place.ok("checkpoint create e disk --abandon");
+    place.run("checkpoint verify disk").ends_with(0);
+    let report = place.json("backup --to backups --since a --checkpoint f disk");
+    assert_eq!(report["disks"][0]["mode"], "incremental");
+}
+
+#[test]
+fn a_domain_of_two_disks_is_one_point() {
+    let place = Place::new();
+    place.ok("create one 4M");
+    place.ok("create two 6M");
+    let disks = "--disk vda=one --disk vdb=two --metadata meta";
+    place.ok(&format!("backup --to backups --checkpoint a {disks}"));
+    // A disk that joins later is full, alone, with the reason.
+    place.ok("create three 2M");
+    let report = place.json(&format!(
+        "backup --to backups --since a --checkpoint b {disks} --disk vdc=three"
+    ));
+    let row = |number: usize| {
+        let disk = &report["disks"][number];
+        (
+            disk["disk"].clone(),
+            disk["mode"].clone(),
+            disk["reason"].is_string(),
+        )
+    };
+    assert_eq!(row(0), (json!("vda"), json!("incremental"), false));
+    assert_eq!(row(1), (json!("vdb"), json!("incremental"), false));
+    assert_eq!(row(2), (json!("vdc"), json!("full"), true));
+    place.ok("restore --from backups --disk vdb --at b --to restored");
+    assert_eq!(place.json("info restored")["virtual-size"], 6 << 20);
 }
