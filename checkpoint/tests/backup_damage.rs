@@ -120,7 +120,8 @@ fn a_flipped_bit_of_data_is_found_by_its_place_on_the_disk() {
         panic!("{found:?}");
     };
     assert_eq!(finding.defect, Defect::Data(5 * CLUSTER..6 * CLUSTER));
-    let error = restore(&world, "b").unwrap_err();
+    // The increment may hold that block itself: a bit may have been planted there.
+    let error = restore(&world, "a").unwrap_err();
     assert!(matches!(error, Error::Damaged(_)), "{error}");
 }
 

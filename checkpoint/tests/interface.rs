@@ -15,23 +15,38 @@ fn a_chain_is_made_asked_and_taken_apart() {
     let domain = domain(&media);
     let first: Checkpoint = create(&domain, "first");
     write(&domain, "vda", 70_000, 10, 1);
-    let tentative: Tentative = domain.prepare(&common::spec("second"), CreateFlags::NONE).unwrap();
+    let tentative: Tentative = domain
+        .prepare(&common::spec("second"), CreateFlags::NONE)
+        .unwrap();
     assert_eq!(tentative.name(), "second");
     let second = tentative.commit().unwrap();
     assert!(second.is_current().unwrap() && !first.is_current().unwrap());
 
-    let options = ListOptions { judge: true, sizes: true, ..ListOptions::default() };
+    let options = ListOptions {
+        judge: true,
+        sizes: true,
+        ..ListOptions::default()
+    };
     let listing: Listing = domain.list(options).unwrap();
-    let of_second: &CheckpointInfo =
-        listing.checkpoints.iter().find(|info| info.name == "second").unwrap();
+    let of_second: &CheckpointInfo = listing
+        .checkpoints
+        .iter()
+        .find(|info| info.name == "second")
+        .unwrap();
     assert_eq!(of_second.parent.as_deref(), Some("first"));
     let states: &[DiskState] = &of_second.disks;
     assert_eq!(states.len(), 2);
-    assert!(states.iter().all(|state| state.dirty_bytes.is_some() && !state.inferred));
+    assert!(
+        states
+            .iter()
+            .all(|state| state.dirty_bytes.is_some() && !state.inferred)
+    );
 
     let changes: Vec<DiskChange> = first.changed_since(SinceOptions::default()).unwrap();
     for change in &changes {
-        let DiskDelta::Incremental(bits) = &change.delta else { panic!("{}", change.disk) };
+        let DiskDelta::Incremental(bits) = &change.delta else {
+            panic!("{}", change.disk)
+        };
         assert_eq!(bits.test(70_000), change.disk == "vda", "{}", change.disk);
     }
 
@@ -45,5 +60,11 @@ fn a_chain_is_made_asked_and_taken_apart() {
     let deleted: Deleted = first.delete(DeleteFlags::NONE).unwrap();
     let warnings: &[DeleteWarning] = &deleted.warnings;
     assert!(warnings.is_empty());
-    assert_eq!(second.parent().unwrap().map(|parent| parent.name().to_owned()), None);
+    assert_eq!(
+        second
+            .parent()
+            .unwrap()
+            .map(|parent| parent.name().to_owned()),
+        None
+    );
 }

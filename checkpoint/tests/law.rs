@@ -154,9 +154,7 @@ impl Life {
             }
             Step::Qemu(..) | Step::QemuKilled(..) | Step::Foreign(..) => {}
             Step::Recover => {
-                self.world
-                    .with(Domain::recover)
-                    .unwrap();
+                self.world.with(Domain::recover).unwrap();
             }
         }
     }

@@ -15,7 +15,10 @@ use tidemark_qcow2::{CreateOptions, Image, MemoryStorage, OpenOptions, Storage};
 const NAMES: [&str; 3] = ["vda", "vdb", "vdc"];
 
 fn open(storages: Vec<Box<dyn Storage>>) -> Domain {
-    let options = || OpenOptions { writable: true, ..OpenOptions::default() };
+    let options = || OpenOptions {
+        writable: true,
+        ..OpenOptions::default()
+    };
     let disks = NAMES.iter().zip(storages).map(|(name, storage)| Disk {
         name: (*name).to_owned(),
         image: Arc::new(Image::open(storage, options()).unwrap()),
@@ -45,20 +48,37 @@ fn start() -> Start {
     let world = CrashWorld::new(vec![Vec::new(); 3]);
     let boxed = |disk| -> Box<dyn Storage> { Box::new(world.disk(disk)) };
     for disk in 0..3 {
-        let options = CreateOptions { cluster_bits: 12, ..CreateOptions::new(DISK_BYTES) };
-        Image::create(boxed(disk), &options, OpenOptions::default()).unwrap().close().unwrap();
+        let options = CreateOptions {
+            cluster_bits: 12,
+            ..CreateOptions::new(DISK_BYTES)
+        };
+        Image::create(boxed(disk), &options, OpenOptions::default())
+            .unwrap()
+            .close()
+            .unwrap();
     }
     let domain = open((0..3).map(boxed).collect());
-    NAMES.iter().for_each(|disk| write(&domain, disk, 8192, 9000, 1));
+    NAMES
+        .iter()
+        .for_each(|disk| write(&domain, disk, 8192, 9000, 1));
     create(&domain, "a");
     let at_a = contents(&domain);
-    NAMES.iter().for_each(|disk| write(&domain, disk, 100_000, 5000, 2));
+    NAMES
+        .iter()
+        .for_each(|disk| write(&domain, disk, 100_000, 5000, 2));
     create(&domain, "b");
-    NAMES.iter().for_each(|disk| write(&domain, disk, 300_000, 5000, 3));
+    NAMES
+        .iter()
+        .for_each(|disk| write(&domain, disk, 300_000, 5000, 3));
     create(&domain, "c");
-    NAMES.iter().for_each(|disk| write(&domain, disk, 500_000, 5000, 4));
+    NAMES
+        .iter()
+        .for_each(|disk| write(&domain, disk, 500_000, 5000, 4));
     common::close(domain);
-    Start { bytes: (0..3).map(|disk| world.disk(disk).to_bytes()).collect(), at_a }
+    Start {
+        bytes: (0..3).map(|disk| world.disk(disk).to_bytes()).collect(),
+        at_a,
+    }
 }
 
 /// Runs `operation` on a recorded world and examines every set of crash images.
@@ -76,7 +96,10 @@ fn sweep(
     after(domain);
     let log = world.log();
     let mut images = 0;
-    for crash in log.images(CrashOptions { subsets_per_point: 1, ..CrashOptions::default() }) {
+    for crash in log.images(CrashOptions {
+        subsets_per_point: 1,
+        ..CrashOptions::default()
+    }) {
         let what = format!("{name}, set {images}: {}", crash.description);
         let domain = in_memory(&crash.disks);
         covers(&domain, start, &what);
@@ -86,7 +109,10 @@ fn sweep(
         }
         images += 1;
     }
-    println!("{name}: {} crash points, {images} sets of images", log.points());
+    println!(
+        "{name}: {} crash points, {images} sets of images",
+        log.points()
+    );
     (log.points(), images)
 }
 
@@ -114,7 +140,11 @@ fn qemu_goes_first(crash: &WorldImage, start: &Start, what: &str) {
     let domain = in_memory(&left);
     covers(&domain, start, &format!("{what}, then QEMU wrote"));
     create(&domain, "later");
-    covers(&domain, start, &format!("{what}, then QEMU wrote, then a checkpoint"));
+    covers(
+        &domain,
+        start,
+        &format!("{what}, then QEMU wrote, then a checkpoint"),
+    );
 }
 
 #[test]
@@ -129,14 +159,21 @@ fn a_crash_anywhere_in_a_creation_leaves_it_on_all_disks_or_on_none() {
             let shown = domain.lookup("d").is_ok();
             create(domain, "e");
             let has = |disk: &Disk| {
-                disk.image.bitmaps().unwrap().iter().any(|info| info.name == "d")
+                disk.image
+                    .bitmaps()
+                    .unwrap()
+                    .iter()
+                    .any(|info| info.name == "d")
             };
             let have: Vec<bool> = domain.disks().iter().map(has).collect();
             assert_eq!(have, vec![shown; 3], "{what}");
             assert_eq!(domain.verify().unwrap(), [], "{what}");
         },
     );
-    assert!(points >= 60 && images >= 150, "the sweep shrank: {points} {images}");
+    assert!(
+        points >= 60 && images >= 150,
+        "the sweep shrank: {points} {images}"
+    );
 }
 
 #[test]
@@ -158,7 +195,10 @@ fn a_crash_anywhere_in_a_deletion_leaves_every_survivor_incremental() {
                 assert_eq!(domain.verify().unwrap(), [], "{what}");
             },
         );
-        assert!(points >= 30 && images >= 70, "the sweep shrank: {points} {images}");
+        assert!(
+            points >= 30 && images >= 70,
+            "the sweep shrank: {points} {images}"
+        );
     }
 }
 
@@ -187,5 +227,8 @@ fn a_crash_anywhere_in_a_session_and_its_clean_close_keeps_the_chain() {
             assert_eq!(domain.verify().unwrap(), [], "{what}");
         },
     );
-    assert!(points >= 30 && images >= 70, "the sweep shrank: {points} {images}");
+    assert!(
+        points >= 30 && images >= 70,
+        "the sweep shrank: {points} {images}"
+    );
 }

@@ -5,7 +5,6 @@
 //! 2. Checkpoints are joined by identity. Names are for people.
 //! 3. Where disks contradict each other the tree has a gap and a [`Problem`], not a guess.
 
-mod digest;
 mod join;
 mod pending;
 
@@ -13,7 +12,7 @@ use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 
 use tidemark_qcow2::chain::{ChainRecord, CheckpointEntry, Health, Identity, Proof, Reading};
-use tidemark_qcow2::{BitmapInfo, Image};
+use tidemark_qcow2::{BitmapInfo, Image, proof};
 
 use crate::{Descriptor, Domain, Error, Evidence, NodeId, Problem, Result, Tree};
 
@@ -148,7 +147,10 @@ impl DiskView {
             name: name.to_owned(),
             image: Arc::clone(image),
             soundness,
-            directory_is_ours: record.as_ref().is_none_or(|r| digest::matches(r, &bitmaps)),
+            directory_is_ours: record.as_ref().is_none_or(|record| {
+                let digest = proof::directory_digest(record, bitmaps.iter().cloned());
+                digest == record.directory_digest
+            }),
             record,
             pending: None,
             bitmaps,

@@ -21,7 +21,7 @@ use tidemark_bitmap::Bitmap;
 
 use self::tracker::Tracker;
 use crate::error::{Feature, Mistake, Result};
-use crate::format::chain::{ChainRecord, Proof};
+use crate::format::chain::Proof;
 use crate::format::header::autoclear;
 use crate::image::Image;
 
@@ -95,7 +95,7 @@ impl Image {
         if next.header.autoclear != content.header.autoclear || next.record != content.record {
             self.first_cluster()
                 .commit(self.file(), next)
-                .inspect_err(|_| self.poison())?;
+                .inspect_err(|error| self.poison_unless_refused(error))?;
         }
         self.set_tracker(Some(Arc::clone(&tracker)));
         Ok(tracker)
@@ -134,31 +134,7 @@ impl Image {
             Err(error) if matches!(error.feature(), Some(Feature::NoRoomInFirstCluster { .. })) => {
                 Ok(())
             }
-            answer => answer.inspect_err(|_| self.poison()),
+            answer => answer.inspect_err(|error| self.poison_unless_refused(error)),
         }
     }
-}
-
-/// CRC-32 over the sorted (name, granularity, auto) of the chain's bitmaps in a directory.
-pub(crate) fn directory_digest<'a>(
-    record: &ChainRecord,
-    entries: impl Iterator<Item = &'a crate::format::bitmap::DirectoryEntry>,
-) -> u32 {
-    let mut rows: Vec<Vec<u8>> = entries
-        .filter(|entry| {
-            record
-                .checkpoints
-                .iter()
-                .any(|known| known.name.as_bytes() == entry.name)
-        })
-        .map(|entry| {
-            let mut row = entry.name.clone();
-            row.extend_from_slice(&[0, entry.granularity.bits(), u8::from(entry.auto)]);
-            row
-        })
-        .collect();
-    rows.sort_unstable();
-    let mut hasher = crc32fast::Hasher::new();
-    rows.iter().for_each(|row| hasher.update(row));
-    hasher.finalize()
 }

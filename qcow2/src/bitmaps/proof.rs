@@ -2,6 +2,7 @@
 
 use tidemark_bitmap::Bitmap;
 
+use super::BitmapInfo;
 use crate::error::{Error, Mistake, Result};
 use crate::format::chain::{
     ChainRecord, CheckpointEntry, FrozenProof, Health, ImageUuid, Proof, RecordingProof, Scheme,
@@ -95,6 +96,25 @@ pub fn refresh(image: &Image, bitmap: &Bitmap, old: &RecordingProof) -> Result<R
         planted: old.planted.clone(),
         witnesses,
     })
+}
+
+/// CRC-32 over the sorted (name, granularity, auto) of those bitmaps that belong to the chain, as
+/// documented with the record. It tells whether somebody else changed the directory.
+pub fn directory_digest(
+    record: &ChainRecord,
+    bitmaps: impl IntoIterator<Item = BitmapInfo>,
+) -> u32 {
+    let mut rows: Vec<Vec<u8>> = bitmaps
+        .into_iter()
+        .filter(|info| record.checkpoint_named(&info.name).is_some())
+        .map(|info| {
+            let mut row = info.name.into_bytes();
+            row.extend_from_slice(&[0, info.granularity.bits(), u8::from(info.auto)]);
+            row
+        })
+        .collect();
+    rows.sort_unstable();
+    crc32fast::hash(&rows.concat())
 }
 
 /// A record for an image that has none.

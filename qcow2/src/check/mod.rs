@@ -26,7 +26,7 @@ pub use self::report::{CheckReport, Finding, Severity};
 
 use self::counts::ReferenceCounts;
 use self::pieces::pieces;
-use crate::bitmaps::directory_digest;
+use crate::bitmaps::{BitmapInfo, proof};
 use crate::convert::{to_u64, to_usize};
 use crate::error::{Error, Result};
 use crate::format::chain::Reading;
@@ -270,7 +270,7 @@ impl<'a> Census<'a> {
             Reading::Current(record) => {
                 let directory = image.directory();
                 let entries = directory.entries(self.file).unwrap_or_default();
-                let digest = directory_digest(record, entries.iter());
+                let digest = proof::directory_digest(record, entries.iter().map(BitmapInfo::from));
                 (digest != record.directory_digest).then_some(Finding::DirectoryChanged)
             }
             Reading::Absent => None,

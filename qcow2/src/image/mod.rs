@@ -38,7 +38,7 @@ use crate::alloc::{Allocator, Structure};
 use crate::bitmaps::directory::Directory;
 use crate::bitmaps::tracker::Tracker;
 use crate::cache::TableCache;
-use crate::error::{Mistake, Result};
+use crate::error::{Error, Mistake, Result};
 use crate::format::chain::Reading;
 use crate::format::header::{Header, incompatible};
 use crate::format::table::L1Entry;
@@ -227,6 +227,14 @@ impl Image {
             return Err(self.file.invalid(Mistake::Poisoned));
         }
         Ok(())
+    }
+
+    /// For an error of a header commit: a refusal came before the first byte, anything else leaves
+    /// the header in doubt.
+    pub(crate) fn poison_unless_refused(&self, error: &Error) {
+        if !matches!(error, Error::Unsupported { .. }) {
+            self.poison();
+        }
     }
 
     /// After this nothing is written any more: what is durable is no longer known.

@@ -15,7 +15,7 @@ use super::retire::{free_retired, retired_structures};
 use super::{Image, lock};
 use crate::alloc::HostRun;
 use crate::bitmaps::directory::{Directory, shape};
-use crate::bitmaps::{BitmapInfo, directory_digest, load};
+use crate::bitmaps::{BitmapInfo, load, proof};
 use crate::convert::{to_u32, to_u64, to_usize};
 use crate::error::{Error, Feature, Mistake, Result};
 use crate::format::bitmap::{self, BitmapsExtension, DirectoryEntry, TableEntry};
@@ -407,7 +407,8 @@ fn commit_header(
 ) -> Result<()> {
     let mut first = lock(&image.first);
     let record = record.map(|mut record| {
-        record.directory_digest = directory_digest(&record, entries.iter());
+        record.directory_digest =
+            proof::directory_digest(&record, entries.iter().map(BitmapInfo::from));
         record
     });
     let next = next_content(first.header(), extension, record);
