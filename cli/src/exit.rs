@@ -150,7 +150,9 @@ impl From<tidemark_checkpoint::Error> for Failure {
         let failure = Self::with(exit, message);
         match &error {
             Error::NoSuchCheckpoint(_) => failure.advise("`checkpoint list` names all"),
-            Error::PendingBackup { .. } => failure.advise("`backup --cancel` ends it"),
+            Error::PendingBackup { .. } => {
+                failure.advise("`backup --resume` finishes it, `backup --cancel` ends it")
+            }
             Error::Undecided { .. } => {
                 failure.advise("give that disk too, or undo with `checkpoint create --abandon`")
             }

@@ -232,8 +232,13 @@ fn a_killed_backup_is_named_and_ends_by_cancel_or_abandon() {
     let refused = place.run("checkpoint create c disk").ends_with(1);
     assert!(refused.stderr.contains("'b'"), "{}", refused.stderr);
     assert!(refused.stderr.contains("--cancel"), "{}", refused.stderr);
+    // Its manifest was never written: there is nothing to finish.
+    let refused = place.run("backup --resume --to backups disk").ends_with(1);
+    assert!(refused.stderr.contains("'b'"), "{}", refused.stderr);
     let answer = place.json("backup --cancel --to backups disk");
     assert_eq!(answer, json!({ "cancelled": true }));
+    let answer = place.json("backup --resume --to backups disk");
+    assert_eq!(answer, json!({ "disks": [] }));
     place.ok("checkpoint create c disk");
 
     killed_backup(&place, "d");

@@ -5,39 +5,64 @@
 //! the business of the interop tests.
 
 use tidemark_qcow2::chain::{self, ChainRecord, Detail, Reading};
-use tidemark_qcow2::format::bitmap::{decode_directory, decode_table, encode_directory, encode_table};
+use tidemark_qcow2::format::bitmap::{
+    decode_directory, decode_table, encode_directory, encode_table,
+};
 use tidemark_qcow2::format::extension;
 use tidemark_qcow2::format::header::Header;
 use tidemark_qcow2::geometry::Geometry;
 use tidemark_qcow2::{Image, MemoryStorage, OpenOptions};
 
-const GEOMETRY: Geometry = Geometry { cluster_bits: 9, refcount_order: 4, version: 3 };
+const GEOMETRY: Geometry = Geometry {
+    cluster_bits: 9,
+    refcount_order: 4,
+    version: 3,
+};
 /// Guest bytes that one input may make the engine read.
 const MAX_GUEST_BYTES: u64 = 4 << 20;
 
 /// A header that is accepted is written back to the same bytes, and its extensions can be listed.
 pub fn header(data: &[u8]) {
-    let Ok(header) = Header::from_bytes(data) else { return };
+    let Ok(header) = Header::from_bytes(data) else {
+        return;
+    };
     let mut copy = data.to_vec();
     header.write(&mut copy);
-    assert_eq!(Header::from_bytes(&copy).as_ref(), Ok(&header), "header bytes and value disagree");
+    assert_eq!(
+        Header::from_bytes(&copy).as_ref(),
+        Ok(&header),
+        "header bytes and value disagree"
+    );
     if let Ok((list, end)) = extension::parse(&header, data) {
         assert!(end <= data.len().max(header.length));
-        assert!(list.iter().all(|entry| entry.data_offset + entry.data.len() <= data.len()));
+        assert!(
+            list.iter()
+                .all(|entry| entry.data_offset + entry.data.len() <= data.len())
+        );
     }
 }
 
 /// A directory that is accepted is written back to the same entries.
 pub fn directory(data: &[u8]) {
-    let Some((&count, bytes)) = data.split_first() else { return };
-    let Ok(entries) = decode_directory(bytes, count.into(), &GEOMETRY) else { return };
+    let Some((&count, bytes)) = data.split_first() else {
+        return;
+    };
+    let Ok(entries) = decode_directory(bytes, count.into(), &GEOMETRY) else {
+        return;
+    };
     let again = decode_directory(&encode_directory(&entries), count.into(), &GEOMETRY);
-    assert_eq!(again.as_ref(), Ok(&entries), "directory bytes and entries disagree");
+    assert_eq!(
+        again.as_ref(),
+        Ok(&entries),
+        "directory bytes and entries disagree"
+    );
 }
 
 /// A bitmap table that is accepted is written back to the same bytes.
 pub fn table(data: &[u8]) {
-    let Ok(entries) = decode_table(data, &GEOMETRY) else { return };
+    let Ok(entries) = decode_table(data, &GEOMETRY) else {
+        return;
+    };
     let whole = data.len() / 8 * 8;
     assert_eq!(Some(encode_table(&entries).as_slice()), data.get(..whole));
 }
@@ -85,10 +110,16 @@ pub fn open(data: &[u8]) {
             let _ = image.load_bitmap(&info.name);
         }
         if let Reading::Current(record) = image.chain() {
-            record.checkpoints.iter().for_each(|entry| drop(image.judge(entry)));
+            record
+                .checkpoints
+                .iter()
+                .for_each(|entry| drop(image.judge(entry)));
         }
     }
-    let writing = OpenOptions { writable: true, ..OpenOptions::default() };
+    let writing = OpenOptions {
+        writable: true,
+        ..OpenOptions::default()
+    };
     if let Ok(image) = Image::open(storage(), writing) {
         let bytes = [0x5a; 700];
         let at = image.size() / 2;

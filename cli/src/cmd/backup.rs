@@ -36,6 +36,9 @@ pub(crate) struct Backup {
     /// Format of the backup
     #[arg(long, value_enum, value_name = "FMT", default_value = "qcow2")]
     format: Target,
+    /// Finish a backup that was killed after its manifest was written
+    #[arg(long, conflicts_with_all = ["checkpoint", "since", "cancel"])]
+    resume: bool,
     /// End a backup that was killed: its checkpoint is taken back
     #[arg(long, conflicts_with_all = ["checkpoint", "since"])]
     cancel: bool,
@@ -64,6 +67,9 @@ impl Backup {
         if self.cancel {
             return self.cancel(out);
         }
+        if self.resume {
+            return self.resume(out);
+        }
         // Without a new checkpoint nothing in the images changes.
         let access = match self.checkpoint {
             Some(_) => Access::Copy(self.gates.clone()),
@@ -81,6 +87,23 @@ impl Backup {
         drop(options);
         open.close()?;
         answer(out, &report)
+    }
+
+    fn resume(&self, out: &mut Out) -> Outcome {
+        let open = self.disks.open(&Access::Change)?;
+        let report = backup::resume(&open.domain, &self.to)?;
+        open.close()?;
+        match report {
+            Some(report) => answer(out, &report),
+            None if out.is_json() => {
+                out.json(&json!({ "disks": [] }))?;
+                Ok(Exit::Done)
+            }
+            None => {
+                say!(out, "there was no unfinished backup")?;
+                Ok(Exit::Done)
+            }
+        }
     }
 
     fn cancel(&self, out: &mut Out) -> Outcome {

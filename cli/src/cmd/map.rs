@@ -6,7 +6,6 @@ use clap::Args;
 use serde_json::{Value, json};
 use tidemark_qcow2::{Bitmap, Extent, Image};
 
-use super::map_layers::Layers;
 use crate::exit::{Exit, Outcome};
 use crate::open::{Format, Gates, Share};
 use crate::out::{Out, say};
@@ -48,7 +47,6 @@ impl Map {
     pub(crate) fn run(&self, out: &mut Out) -> Outcome {
         self.format.require_qcow2(&self.image)?;
         let image = self.gates.read(&self.image, self.share)?;
-        let layers = Layers::of(&image, &*self.gates.gate(self.share))?;
         let bitmap = self
             .bitmap
             .as_ref()
@@ -58,7 +56,7 @@ impl Map {
         let end = self.max_length.map_or(image.size(), |length| {
             start.saturating_add(length).min(image.size())
         });
-        let mut runs = Runs::new(&image, &layers, bitmap.as_ref(), start..end);
+        let mut runs = Runs::new(&image, bitmap.as_ref(), start..end);
         if out.is_json() {
             if start == end {
                 // As qemu-img: there is always an entry.
@@ -160,7 +158,6 @@ impl Run {
 /// Maximal runs, mapped stretch by stretch.
 struct Runs<'a> {
     image: &'a Image,
-    layers: &'a Layers,
     bitmap: Option<&'a Bitmap>,
     at: u64,
     end: u64,
@@ -171,15 +168,9 @@ struct Runs<'a> {
 }
 
 impl<'a> Runs<'a> {
-    fn new(
-        image: &'a Image,
-        layers: &'a Layers,
-        bitmap: Option<&'a Bitmap>,
-        range: std::ops::Range<u64>,
-    ) -> Self {
+    fn new(image: &'a Image, bitmap: Option<&'a Bitmap>, range: std::ops::Range<u64>) -> Self {
         Self {
             image,
-            layers,
             bitmap,
             at: range.start,
             end: range.end,
@@ -193,9 +184,7 @@ impl<'a> Runs<'a> {
         while self.waiting.is_empty() && self.at < self.end {
             let length = STRETCH.min(self.end - self.at);
             for extent in self.image.map(self.at, length)? {
-                for piece in self.layers.place(extent) {
-                    self.split(piece);
-                }
+                self.split(extent);
             }
             self.waiting.reverse();
             self.at += length;

@@ -10,5 +10,4 @@ pub(crate) mod demo;
 pub(crate) mod info;
 mod info_text;
 pub(crate) mod map;
-mod map_layers;
 pub(crate) mod restore;

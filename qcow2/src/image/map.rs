@@ -158,14 +158,9 @@ impl Image {
             ),
             Layer::Raw { .. } => {}
         }
+        // Beyond the end of the layer below it is this layer that reads as zero.
         if stop < end {
-            push(
-                out,
-                Extent {
-                    present: true,
-                    ..nothing(stop, depth + 1)
-                },
-            );
+            push(out, nothing(stop, depth));
         }
         Ok(())
     }
