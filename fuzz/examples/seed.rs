@@ -5,17 +5,19 @@ use std::path::Path;
 use tidemark_bitmap::Granularity;
 use tidemark_fixtures::builder::{Bitmap, Chunk, ImageBuilder};
 use tidemark_fixtures::hostile::hostile_images;
+use tidemark_qcow2::chain::ChainRecord;
 use tidemark_qcow2::chain::{
     CheckpointEntry, Detail, FrozenProof, Head, Health, Identity, ImageUuid, Intent, IntentKind,
     Proof, RecordingProof, Scheme,
 };
-use tidemark_qcow2::chain::ChainRecord;
 
 /// Largest seed: small inputs are mutated faster.
 const MAX_SEED: usize = 8 << 10;
 
 fn put(target: &str, name: &str, bytes: &[u8]) {
-    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("corpus").join(target);
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR"))
+        .join("corpus")
+        .join(target);
     std::fs::create_dir_all(&folder).expect("the corpus folder can be made");
     std::fs::write(folder.join(name), bytes).expect("the seed can be written");
 }
@@ -33,13 +35,24 @@ fn record() -> ChainRecord {
         proof,
     };
     record.checkpoints = vec![
-        entry(1, None, Proof::Frozen(FrozenProof { checksum: 7, count: 9 })),
-        entry(2, Some(Identity([1; 16])), Proof::Recording(RecordingProof {
-            count: 3,
-            smallest_disk_bytes: 1 << 30,
-            planted: vec![0, 65536],
-            witnesses: vec![131_072],
-        })),
+        entry(
+            1,
+            None,
+            Proof::Frozen(FrozenProof {
+                checksum: 7,
+                count: 9,
+            }),
+        ),
+        entry(
+            2,
+            Some(Identity([1; 16])),
+            Proof::Recording(RecordingProof {
+                count: 3,
+                smallest_disk_bytes: 1 << 30,
+                planted: vec![0, 65536],
+                witnesses: vec![131_072],
+            }),
+        ),
     ];
     record.current = Some(Identity([2; 16]));
     record.intent = Some(Intent {
@@ -56,8 +69,11 @@ fn record() -> ChainRecord {
 fn main() {
     for hostile in hostile_images() {
         if hostile.bytes.len() <= MAX_SEED {
-            let name: String =
-                hostile.name.chars().map(|c| if c.is_alphanumeric() { c } else { '_' }).collect();
+            let name: String = hostile
+                .name
+                .chars()
+                .map(|c| if c.is_alphanumeric() { c } else { '_' })
+                .collect();
             put("open", &name, &hostile.bytes);
         }
     }
@@ -77,10 +93,22 @@ fn main() {
             put("directory", name, &seed);
         }
     }
-    put("table", "zeros_ones_cluster", &[[0; 8], [0, 0, 0, 0, 0, 0, 0, 1], [0, 0, 0, 0, 0, 1, 0, 0]].concat());
+    put(
+        "table",
+        "zeros_ones_cluster",
+        &[[0; 8], [0, 0, 0, 0, 0, 0, 0, 1], [0, 0, 0, 0, 0, 1, 0, 0]].concat(),
+    );
     let slot = record().encode_slot(5, Detail::Full);
     put("chain", "slot", &slot);
     put("chain", "record", &slot[8..slot.len() - 4]);
-    let head = Head { active: Some(0), slots: [16, 16], generation: 5 };
-    put("chain", "extension", &[head.encode().as_slice(), &slot].concat());
+    let head = Head {
+        active: Some(0),
+        slots: [16, 16],
+        generation: 5,
+    };
+    put(
+        "chain",
+        "extension",
+        &[head.encode().as_slice(), &slot].concat(),
+    );
 }

@@ -13,8 +13,12 @@ const TARGETS: [(&str, Target); 5] = [
 ];
 
 fn inputs(folder: &str, target: &str) -> Vec<Vec<u8>> {
-    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join(folder).join(target);
-    let Ok(list) = std::fs::read_dir(path) else { return Vec::new() };
+    let path = Path::new(env!("CARGO_MANIFEST_DIR"))
+        .join(folder)
+        .join(target);
+    let Ok(list) = std::fs::read_dir(path) else {
+        return Vec::new();
+    };
     list.map(|entry| std::fs::read(entry.expect("the folder can be listed").path()))
         .map(|bytes| bytes.expect("the input can be read"))
         .collect()
