@@ -144,16 +144,6 @@ pub enum Damage {
         /// What is wrong.
         problem: &'static str,
     },
-    /// A reference count would leave its range.
-    #[error("refcount of host cluster at {offset} is {count}: it cannot be changed by {delta}")]
-    RefcountRange {
-        /// Host offset of the cluster.
-        offset: HostOffset,
-        /// Count on disk.
-        count: u64,
-        /// Wanted change.
-        delta: i64,
-    },
     /// A write would land on metadata.
     #[error("a data cluster at {offset} overlaps the {structure}")]
     Overlap {

@@ -101,6 +101,9 @@ impl Session {
             let begun = usize::try_from(begun.unwrap_or(0) / 2).unwrap();
             let image = open_bytes(crash.bytes.clone(), writing())
                 .unwrap_or_else(|error| panic!("{what}: {error}"));
+            let report = image.check().unwrap();
+            let harm = (report.check_errors, report.corruptions);
+            assert_eq!(harm, (0, 0), "{what}: {:?}", report.findings);
             let content = read_all(&image);
             self.check_content(&content, flushed, begun, &what);
             check(&image, &crash, &content);

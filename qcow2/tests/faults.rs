@@ -106,6 +106,13 @@ fn session(storage: FaultyStorage, start: &[u8]) -> Knowledge {
 
 fn check(bytes: Vec<u8>, known: &Knowledge, start: &[u8], what: &str, qemu: bool) {
     let image = open_bytes(bytes.clone(), reading()).unwrap_or_else(|e| panic!("{what}: {e}"));
+    let report = image.check().unwrap();
+    assert_eq!(
+        (report.check_errors, report.corruptions),
+        (0, 0),
+        "{what}: {:?}",
+        report.findings
+    );
     let content = read_all(&image);
     if let Some(flushed) = &known.flushed {
         let open = |at: usize| {

@@ -20,7 +20,7 @@ use byteorder::{BigEndian, ByteOrder};
 use self::block::RefcountBlock;
 pub(crate) use self::vet::Structure;
 use crate::convert::{to_u32, to_u64, to_usize};
-use crate::error::{Damage, Error, Feature, Result};
+use crate::error::{Error, Feature, Result};
 use crate::format::{limits, refcount};
 use crate::geometry::Geometry;
 use crate::image::file::ImageFile;
@@ -289,30 +289,43 @@ impl Allocator {
     }
 
     /// Drops one reference to each cluster of `runs`, whose references are durably gone, and gives
-    /// the space of those without any other back to the storage.
+    /// the space of those without any other back to the storage. After an error the clusters that
+    /// are left wait with the pending ones: none is ever freed twice.
     pub(crate) fn free_now(&mut self, file: &ImageFile, runs: &[HostRun]) -> Result<()> {
-        for run in runs {
-            let first = self.geometry.host_cluster(run.start).0;
-            for cluster in (first..first + run.clusters).map(HostCluster) {
-                let count = self.count(file, cluster)?;
-                if count == 0 || self.fixed.contains(&cluster.0) {
-                    let offset = self.geometry.host_offset(cluster);
-                    return Err(file.damage(Damage::RefcountRange {
-                        offset,
-                        count,
-                        delta: -1,
-                    }));
-                }
-                self.set(file, cluster, count - 1)?;
-                if count == 1 {
-                    self.first_free = self.first_free.min(cluster.0);
-                    let offset = self.geometry.host_offset(cluster).0;
-                    // Space that cannot be given back is only space.
-                    let _ = file
-                        .storage()
-                        .discard(offset, self.geometry.cluster_bytes());
-                }
+        let clusters: Vec<HostCluster> = runs
+            .iter()
+            .flat_map(|run| {
+                let first = self.geometry.host_cluster(run.start).0;
+                first..first + run.clusters
+            })
+            .map(HostCluster)
+            .collect();
+        for (done, &cluster) in clusters.iter().enumerate() {
+            if let Err(error) = self.drop_reference(file, cluster) {
+                let left = clusters[done..].iter();
+                let geometry = self.geometry;
+                self.pending
+                    .extend(left.map(|&cluster| single(geometry.host_offset(cluster))));
+                return Err(error);
             }
+        }
+        Ok(())
+    }
+
+    fn drop_reference(&mut self, file: &ImageFile, cluster: HostCluster) -> Result<()> {
+        let count = self.count(file, cluster)?;
+        if count == 0 || self.fixed.contains(&cluster.0) {
+            // Somebody else's damage, for a check to name: the cluster stays as it is.
+            return Ok(());
+        }
+        self.set(file, cluster, count - 1)?;
+        if count == 1 {
+            self.first_free = self.first_free.min(cluster.0);
+            let offset = self.geometry.host_offset(cluster).0;
+            // Space that cannot be given back is only space.
+            let _ = file
+                .storage()
+                .discard(offset, self.geometry.cluster_bytes());
         }
         Ok(())
     }

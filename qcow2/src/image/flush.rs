@@ -12,7 +12,6 @@ use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use super::{Image, lock};
-use crate::alloc::HostRun;
 use crate::cache::DirtyPart;
 use crate::error::Result;
 use crate::geometry::Geometry;
@@ -73,17 +72,20 @@ impl Image {
             None => Vec::new(),
         };
         let parts = self.tables.take_dirty();
-        let result = self.sync_taken(&parts, &frees);
-        if result.is_err() {
+        if let Err(error) = self.sync_taken(&parts) {
             self.tables.restore_dirty(parts);
             if let Some(allocator) = lock(&self.allocator).as_mut() {
                 allocator.restore_pending(frees);
             }
+            return Err(error);
         }
-        result
+        if frees.is_empty() {
+            return Ok(());
+        }
+        self.with_allocator(|allocator, _| allocator.free_now(&self.file, &frees))
     }
 
-    fn sync_taken(&self, parts: &[DirtyPart], frees: &[HostRun]) -> Result<()> {
+    fn sync_taken(&self, parts: &[DirtyPart]) -> Result<()> {
         let tracker = self.tracker();
         let fresh: Vec<&DirtyPart> = parts.iter().filter(|part| part.fresh).collect();
         for part in &fresh {
@@ -107,10 +109,7 @@ impl Image {
         }
         self.barrier()?;
         fresh.iter().for_each(|part| part.published());
-        if frees.is_empty() {
-            return Ok(());
-        }
-        self.with_allocator(|allocator, _| allocator.free_now(&self.file, frees))
+        Ok(())
     }
 
     fn l1_offset(&self) -> HostOffset {

@@ -76,14 +76,8 @@ fn structures(image: &Image, entry: &DirectoryEntry) -> Result<Vec<HostRun>> {
 pub(super) fn free_retired(image: &Image, runs: &[HostRun]) -> Result<()> {
     let places = lock(&image.directory).places();
     image.with_allocator(|allocator, _| {
-        for run in runs {
-            allocator.release(*run);
-            // A count that does not allow it means somebody else's damage: the cluster stays.
-            match allocator.free_now(&image.file, &[*run]) {
-                Ok(()) | Err(Error::Corrupt { .. }) => {}
-                Err(error) => return Err(error),
-            }
-        }
+        runs.iter().for_each(|&run| allocator.release(run));
+        allocator.free_now(&image.file, runs)?;
         for (start, bytes) in places {
             allocator.fix_run(start, image.geometry.clusters_for(bytes));
         }
