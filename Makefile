@@ -11,7 +11,7 @@ demo: ## Tell the whole story on a real image
 	$(CARGO) run --release -- demo
 
 test: install-test-tools ## Install what the tests need (QEMU's tools) and run all tests
-	$(CARGO) test --workspace --locked
+	$(CARGO) test --workspace --locked -- --show-output
 
 test-full: install-test-tools ## The same with long property tests and sweeps (about half an hour)
 	TIDEMARK_CASES=2000 PROPTEST_CASES=4000 $(CARGO) test --workspace --locked --release
