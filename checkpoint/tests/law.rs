@@ -182,7 +182,6 @@ impl Life {
 
     fn backup(&mut self, since: Option<usize>) {
         let name = self.next_name();
-        // Also checkpoints that were deleted since: then the question itself is an error.
         let known = self.checkpoints();
         let since = since.and_then(|index| Self::live(&index, &known));
         let report = self.world.backup(Some(&name), since.as_deref());
@@ -306,8 +305,7 @@ fn every_point_restores_the_disks_of_its_moment() {
 }
 
 #[test]
-fn a_life_that_the_law_was_once_broken_by_stays_right() {
-    // Each line is a life that failed while this was written; see the history of this file.
+fn a_life_with_crashes_on_both_sides_stays_incremental() {
     let write = |at, len, seed| Op::Write {
         offset: at,
         len,
