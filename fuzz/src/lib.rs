@@ -17,6 +17,7 @@ const GEOMETRY: Geometry = Geometry {
     cluster_bits: 9,
     refcount_order: 4,
     version: 3,
+    extended_l2: false,
 };
 /// Guest bytes that one input may make the engine read.
 const MAX_GUEST_BYTES: u64 = 4 << 20;

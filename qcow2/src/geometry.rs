@@ -12,6 +12,8 @@ pub struct Geometry {
     pub refcount_order: u32,
     /// Version of the format, 2 or 3.
     pub version: u32,
+    /// L2 entries have 16 bytes and say for each of 32 subclusters what it is.
+    pub extended_l2: bool,
 }
 
 impl Geometry {
@@ -27,7 +29,12 @@ impl Geometry {
 
     /// Entries of one L2 table.
     pub const fn l2_entries(&self) -> u64 {
-        1 << (self.cluster_bits - 3)
+        self.cluster_bytes() / (8 * to_u64(self.words_per_l2_entry()))
+    }
+
+    /// 64-bit words of one L2 entry: the entry itself and, in an extended one, its subclusters.
+    pub const fn words_per_l2_entry(&self) -> usize {
+        if self.extended_l2 { 2 } else { 1 }
     }
 
     /// L2 tables, that is L1 entries, that a disk of `size` bytes needs.

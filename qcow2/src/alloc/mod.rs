@@ -273,6 +273,24 @@ impl Allocator {
         Ok(())
     }
 
+    /// Adds a reference to a cluster that has some; counted before it is made.
+    ///
+    /// # Errors
+    /// A refcount of this width that is full.
+    pub(crate) fn add_reference(&mut self, file: &ImageFile, cluster: HostCluster) -> Result<()> {
+        let count = self.count(file, cluster)?;
+        let limit = self.geometry.refcount_max();
+        if count >= limit {
+            let what = "references to one host cluster";
+            return Err(file.unsupported(Feature::Limit {
+                what,
+                value: count,
+                limit,
+            }));
+        }
+        self.set(file, cluster, count + 1)
+    }
+
     /// Drops one reference to each cluster of a run once the references are durably gone.
     pub(crate) fn free_later(&mut self, run: HostRun) {
         self.pending.push(run);

@@ -16,20 +16,22 @@ use byteorder::{BigEndian, ByteOrder};
 
 use crate::convert::{to_u64, to_usize};
 use crate::error::Result;
+use crate::format::table::RawL2;
 use crate::geometry::Geometry;
 use crate::image::file::ImageFile;
 use crate::units::HostOffset;
 
 const SHARDS: usize = 16;
-/// Entries are written back in whole sectors.
-const ENTRIES_PER_SECTOR: usize = 64;
+/// Tables are written back in whole sectors.
+const WORDS_PER_SECTOR: usize = 64;
 /// Bytes of clean L2 tables kept in memory.
 const CLEAN_BYTES: u64 = 32 << 20;
 
 /// One L2 table.
 #[derive(Debug)]
 pub(crate) struct L2Table {
-    entries: Box<[AtomicU64]>,
+    words: Box<[AtomicU64]>,
+    words_per_entry: usize,
     offset: HostOffset,
     fresh: AtomicBool,
     guarded: AtomicBool,
@@ -37,9 +39,25 @@ pub(crate) struct L2Table {
 }
 
 impl L2Table {
-    /// Raw entry `slot`.
-    pub(crate) fn entry(&self, slot: usize) -> u64 {
-        self.entries[slot].load(Ordering::Acquire)
+    /// Raw entry `slot`. The caller holds the lock of its cluster, so that the two words of an
+    /// extended entry belong together.
+    pub(crate) fn entry(&self, slot: usize) -> RawL2 {
+        let at = slot * self.words_per_entry;
+        let word = |at: usize| self.words[at].load(Ordering::Acquire);
+        RawL2 {
+            entry: word(at),
+            subclusters: if self.words_per_entry == 2 {
+                word(at + 1)
+            } else {
+                0
+            },
+        }
+    }
+
+    /// All words as they are now.
+    pub(crate) fn words(&self) -> Vec<u64> {
+        let words = self.words.iter();
+        words.map(|word| word.load(Ordering::Acquire)).collect()
     }
 
     /// Where the table lies.
@@ -93,7 +111,8 @@ pub(crate) struct TableCache {
     shards: Vec<RwLock<HashMap<usize, Arc<L2Table>>>>,
     dirty: Mutex<BTreeMap<usize, Arc<L2Table>>>,
     clean_per_shard: usize,
-    entries: usize,
+    words: usize,
+    words_per_entry: usize,
 }
 
 impl TableCache {
@@ -103,7 +122,8 @@ impl TableCache {
             shards: (0..SHARDS).map(|_| RwLock::default()).collect(),
             dirty: Mutex::default(),
             clean_per_shard: (tables / SHARDS).max(2),
-            entries: to_usize(geometry.l2_entries()),
+            words: to_usize(geometry.table_entries(1)),
+            words_per_entry: geometry.words_per_l2_entry(),
         }
     }
 
@@ -139,11 +159,11 @@ impl TableCache {
         if let Some(table) = shard.get(&index) {
             return Ok(Arc::clone(table));
         }
-        let raw = file.read_table(offset, self.entries, "read L2 table")?;
+        let raw = file.read_table(offset, self.words, "read L2 table")?;
         Ok(self.insert(&mut shard, index, offset, raw, false))
     }
 
-    /// A new table that the disk does not have yet, with these entries.
+    /// A new table that the disk does not have yet, with these words.
     pub(crate) fn create(&self, index: usize, offset: HostOffset, raw: Vec<u64>) -> Arc<L2Table> {
         let mut shard = self
             .shard(index)
@@ -152,7 +172,7 @@ impl TableCache {
         shard.remove(&index);
         let table = self.insert(&mut shard, index, offset, raw, true);
         drop(shard);
-        *table.dirty() = Some(0..self.entries);
+        *table.dirty() = Some(0..self.words);
         self.dirty_list().insert(index, Arc::clone(&table));
         table
     }
@@ -176,7 +196,8 @@ impl TableCache {
         }
         let table = shard.entry(index).or_insert_with(|| {
             Arc::new(L2Table {
-                entries: raw.into_iter().map(AtomicU64::new).collect(),
+                words: raw.into_iter().map(AtomicU64::new).collect(),
+                words_per_entry: self.words_per_entry,
                 offset,
                 fresh: AtomicBool::new(fresh),
                 guarded: AtomicBool::new(false),
@@ -191,15 +212,18 @@ impl TableCache {
     }
 
     /// Changes entries from `slot` on.
-    pub(crate) fn set(&self, index: usize, table: &Arc<L2Table>, slot: usize, raw: &[u64]) {
+    pub(crate) fn set(&self, index: usize, table: &Arc<L2Table>, slot: usize, raw: &[RawL2]) {
         let mut dirty = table.dirty();
-        for (entry, &value) in table.entries[slot..].iter().zip(raw) {
-            entry.store(value, Ordering::Release);
+        let first = slot * self.words_per_entry;
+        for (entry, value) in table.words[first..].chunks(self.words_per_entry).zip(raw) {
+            for (word, value) in entry.iter().zip([value.entry, value.subclusters]) {
+                word.store(value, Ordering::Release);
+            }
         }
-        let start = slot / ENTRIES_PER_SECTOR * ENTRIES_PER_SECTOR;
-        let end = (slot + raw.len())
-            .next_multiple_of(ENTRIES_PER_SECTOR)
-            .min(self.entries);
+        let start = first / WORDS_PER_SECTOR * WORDS_PER_SECTOR;
+        let end = (first + raw.len() * self.words_per_entry)
+            .next_multiple_of(WORDS_PER_SECTOR)
+            .min(self.words);
         let was_clean = dirty.is_none();
         *dirty = Some(match dirty.take() {
             None => start..end,
@@ -208,6 +232,17 @@ impl TableCache {
         drop(dirty);
         if was_clean {
             self.dirty_list().insert(index, Arc::clone(table));
+        }
+    }
+
+    /// Forgets every table, after the tables on disk were replaced. Nothing is dirty, and nobody
+    /// reads or writes.
+    pub(crate) fn clear(&self) {
+        for shard in &self.shards {
+            shard
+                .write()
+                .unwrap_or_else(PoisonError::into_inner)
+                .clear();
         }
     }
 
@@ -223,9 +258,9 @@ impl TableCache {
         for (index, table) in taken {
             let mut dirty = table.dirty();
             let Some(range) = dirty.take() else { continue };
-            let raw: Vec<u64> = table.entries[range.clone()]
+            let raw: Vec<u64> = table.words[range.clone()]
                 .iter()
-                .map(|entry| entry.load(Ordering::Acquire))
+                .map(|word| word.load(Ordering::Acquire))
                 .collect();
             drop(dirty);
             let mut bytes = vec![0; to_usize(to_u64(raw.len()) * 8)];

@@ -111,7 +111,7 @@ impl Census<'_> {
 
 /// First byte and bytes of compressed data, in the sectors that hold it.
 fn compressed_range(entry: u64, geometry: &Geometry) -> (HostOffset, u64) {
-    match L2Entry::decode(entry, 0, geometry) {
+    match L2Entry::decode(entry.into(), 0, geometry) {
         Ok(L2Entry::Compressed {
             offset,
             additional_sectors,

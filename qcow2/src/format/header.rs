@@ -126,6 +126,7 @@ impl Header {
                 cluster_bits: BigEndian::read_u32(&fixed[20..24]),
                 refcount_order: tail.refcount_order,
                 version,
+                extended_l2: tail.incompatible & incompatible::EXTENDED_L2 != 0,
             },
             backing_name_offset: BigEndian::read_u64(&fixed[8..16]),
             backing_name_length: BigEndian::read_u32(&fixed[16..20]),

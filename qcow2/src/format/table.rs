@@ -56,6 +56,23 @@ impl L1Entry {
     }
 }
 
+/// An L2 entry as it is stored.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct RawL2 {
+    /// The first word: host offset and flags.
+    pub entry: u64,
+    /// The second word of an extended entry: a bit each for 32 allocated subclusters, then a bit
+    /// each for those that read as zero. Zero where entries have one word.
+    pub subclusters: u64,
+}
+
+impl From<u64> for RawL2 {
+    fn from(entry: u64) -> Self {
+        let subclusters = 0;
+        Self { entry, subclusters }
+    }
+}
+
 /// What one guest cluster maps to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum L2Entry {
@@ -89,7 +106,8 @@ impl L2Entry {
     ///
     /// # Errors
     /// A data cluster that is not aligned, or a zero flag in version 2.
-    pub fn decode(entry: u64, cluster: u64, geometry: &Geometry) -> Result<Self, Damage> {
+    pub fn decode(raw: RawL2, cluster: u64, geometry: &Geometry) -> Result<Self, Damage> {
+        let RawL2 { entry, .. } = raw;
         let damage = |problem| Damage::Entry {
             table: "L2",
             index: cluster,

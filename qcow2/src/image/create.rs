@@ -58,6 +58,7 @@ impl CreateOptions {
             cluster_bits: self.cluster_bits,
             refcount_order: self.refcount_bits.trailing_zeros(),
             version: self.version,
+            extended_l2: false,
         };
         let too_large = self.size > limits::MAX_DISK_BYTES
             || geometry.l1_entries_for(self.size) * 8 > limits::MAX_L1_BYTES;

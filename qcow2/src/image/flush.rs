@@ -102,7 +102,7 @@ impl Image {
             part.write(&self.file)?;
         }
         for part in &fresh {
-            let entry = self.l1[part.index].load(Ordering::Acquire);
+            let entry = self.l1()[part.index].load(Ordering::Acquire);
             let at = self.l1_offset().plus(Geometry::entries_bytes(part.index));
             self.file
                 .write(&entry.to_be_bytes(), at, "write L1 entry")?;

@@ -93,6 +93,14 @@ impl ClusterLocks {
             .unwrap_or_else(PoisonError::into_inner)
     }
 
+    /// Keeps everybody out of every cluster, for a change of the whole mapping.
+    pub(crate) fn own_all(&self) -> Vec<RwLockWriteGuard<'_, ()>> {
+        self.stripes
+            .iter()
+            .map(|stripe| stripe.write().unwrap_or_else(PoisonError::into_inner))
+            .collect()
+    }
+
     pub(crate) fn own(&self, cluster: GuestCluster) -> RwLockWriteGuard<'_, ()> {
         self.stripe(cluster)
             .write()

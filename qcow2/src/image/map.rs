@@ -169,7 +169,7 @@ impl Image {
     /// reading data.
     pub(crate) fn reads_as_zero(&self, cluster: GuestCluster) -> Result<bool> {
         let start = cluster.0 << self.geometry.cluster_bits;
-        let end = (start + self.geometry.cluster_bytes()).min(self.size);
+        let end = (start + self.geometry.cluster_bytes()).min(self.size());
         let mut extents = Vec::new();
         self.map_into(start, end, 0, &mut extents)?;
         Ok(extents.iter().all(|extent| extent.zero))

@@ -21,7 +21,7 @@ mod update;
 mod write;
 
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard};
 use std::time::Instant;
 
 pub use backing::{BackingReference, Gate, NoFiles, PlainFiles};
@@ -52,12 +52,14 @@ use crate::geometry::Geometry;
 pub struct Image {
     file: ImageFile,
     geometry: Geometry,
-    size: u64,
+    /// Virtual size of the disk, bytes. Changes only while the entrance is closed.
+    size: AtomicU64,
     writable: bool,
     backing: Option<Layer>,
     has_backing_name: bool,
-    /// Entries of the active L1 table as they should be on disk.
-    l1: Vec<AtomicU64>,
+    /// Entries of the active L1 table as they should be on disk. The table is replaced as a whole
+    /// only while the entrance is closed and all cluster locks are owned.
+    l1: RwLock<Vec<AtomicU64>>,
     tables: TableCache,
     table_creation: Mutex<()>,
     entrance: Entrance,
@@ -79,7 +81,7 @@ impl std::fmt::Debug for Image {
         formatter
             .debug_struct("Image")
             .field("name", &self.name())
-            .field("size", &self.size)
+            .field("size", &self.size())
             .field("writable", &self.writable)
             .finish_non_exhaustive()
     }
@@ -92,7 +94,7 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 impl Image {
     /// Virtual size of the disk, bytes.
     pub fn size(&self) -> u64 {
-        self.size
+        self.size.load(Ordering::Acquire)
     }
 
     /// Cluster size, refcount width and version.
@@ -133,6 +135,15 @@ impl Image {
     /// The file, for modules that read structures of their own.
     pub(crate) fn file(&self) -> &ImageFile {
         &self.file
+    }
+
+    /// The file that holds guest data.
+    pub(crate) fn guest_file(&self) -> &ImageFile {
+        &self.file
+    }
+
+    pub(crate) fn l1(&self) -> RwLockReadGuard<'_, Vec<AtomicU64>> {
+        self.l1.read().unwrap_or_else(PoisonError::into_inner)
     }
 
     pub(crate) fn first_cluster(&self) -> MutexGuard<'_, FirstCluster> {
@@ -182,10 +193,10 @@ impl Image {
             clusters: self.geometry.clusters_for(bytes),
             counted,
         };
-        let l1_bytes = Geometry::entries_bytes(self.l1.len());
+        let l1_bytes = Geometry::entries_bytes(self.l1().len());
         let l1_offset = first.header().l1_offset;
         let mut structures = vec![structure("L1 table", l1_offset, l1_bytes, true)];
-        for number in 0..self.l1.len() {
+        for number in 0..self.l1().len() {
             if let L1Entry::Table { offset, .. } = self.l1_entry(number)? {
                 let bytes = self.geometry.cluster_bytes();
                 structures.push(structure("L2 table", offset, bytes, false));
@@ -207,13 +218,13 @@ impl Image {
 
     fn check_range(&self, offset: u64, len: u64) -> Result<()> {
         match offset.checked_add(len) {
-            Some(end) if end <= self.size => Ok(()),
+            Some(end) if end <= self.size() => Ok(()),
             end => {
                 let end = end.unwrap_or(u64::MAX);
                 Err(self.file.invalid(Mistake::OutOfRange {
                     offset,
                     end,
-                    size: self.size,
+                    size: self.size(),
                 }))
             }
         }

@@ -112,11 +112,11 @@ impl Image {
         let l1 = read_l1(&file, &header)?;
         Ok(Self {
             geometry: header.geometry,
-            size: header.disk_bytes,
+            size: AtomicU64::new(header.disk_bytes),
             writable,
             backing,
             has_backing_name: !first.backing_name().is_empty(),
-            l1,
+            l1: RwLock::new(l1),
             tables: TableCache::new(&header.geometry),
             table_creation: Mutex::new(()),
             entrance: Entrance::new(),

@@ -9,7 +9,7 @@ use super::open::decode_l1;
 use crate::cache::L2Table;
 use crate::convert::{to_u64, to_usize};
 use crate::error::{Feature, Result};
-use crate::format::table::{L1Entry, L2Entry};
+use crate::format::table::{L1Entry, L2Entry, RawL2};
 use crate::units::{GuestCluster, HostOffset};
 
 /// Where the bytes of a run of guest clusters come from.
@@ -56,7 +56,7 @@ impl Image {
             let (source, len) = self.run_at(&table, at, to_u64(rest.len()))?;
             let (piece, after) = rest.split_at_mut(to_usize(len));
             match source {
-                Source::Host(host) => self.file.read(piece, host, "read data")?,
+                Source::Host(host) => self.guest_file().read(piece, host, "read data")?,
                 Source::Zeros => piece.fill(0),
                 Source::Below => self.read_below(piece, at)?,
             }
@@ -130,16 +130,29 @@ impl Image {
         self.backing.is_some() || self.has_backing_name
     }
 
-    pub(super) fn decode(&self, raw: u64, cluster: GuestCluster) -> Result<L2Entry> {
+    pub(super) fn decode(&self, raw: RawL2, cluster: GuestCluster) -> Result<L2Entry> {
         L2Entry::decode(raw, cluster.0, &self.geometry).map_err(|damage| self.file.damage(damage))
     }
 
     pub(super) fn l1_entry(&self, number: usize) -> Result<L1Entry> {
         let raw = self
-            .l1
+            .l1()
             .get(number)
             .map_or(0, |entry| entry.load(Ordering::Acquire));
         decode_l1(&self.file, &self.geometry, raw, number)
+    }
+
+    /// All entries of the L2 table at `offset`, read from the file.
+    pub(super) fn read_l2(&self, offset: HostOffset) -> Result<Vec<RawL2>> {
+        let words = to_usize(self.geometry.table_entries(1));
+        let words = self.file.read_table(offset, words, "read L2 table")?;
+        Ok(words
+            .chunks(self.geometry.words_per_l2_entry())
+            .map(|entry| RawL2 {
+                entry: entry[0],
+                subclusters: entry.get(1).copied().unwrap_or(0),
+            })
+            .collect())
     }
 
     /// L2 table `number`, if there is one.

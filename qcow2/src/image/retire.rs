@@ -5,7 +5,7 @@ use std::collections::HashSet;
 use super::{Image, lock};
 use crate::alloc::{HostRun, single};
 use crate::bitmaps::directory::{read_table, shape};
-use crate::convert::{index, to_u64, to_usize};
+use crate::convert::{index, to_u64};
 use crate::error::{Error, Result};
 use crate::format::bitmap::{DirectoryEntry, TableEntry};
 use crate::format::table::{L1Entry, L2Entry};
@@ -52,7 +52,12 @@ pub(super) fn retired_structures(
 
 /// Table and pages of a bitmap.
 fn structures(image: &Image, entry: &DirectoryEntry) -> Result<Vec<HostRun>> {
-    let shape = shape(&image.file, &image.geometry, image.size, entry.granularity)?;
+    let shape = shape(
+        &image.file,
+        &image.geometry,
+        image.size(),
+        entry.granularity,
+    )?;
     let table = read_table(&image.file, &image.geometry, shape, entry)?;
     let bytes = Geometry::entries_bytes(index(entry.table_entries));
     let clusters = image.geometry.clusters_for(bytes);
@@ -88,20 +93,14 @@ pub(super) fn free_retired(image: &Image, runs: &[HostRun]) -> Result<()> {
 impl Image {
     /// Whether any guest cluster maps to one of `clusters`: then a bitmap's claim on it is wrong.
     fn guest_owns_any(&self, clusters: &HashSet<u64>) -> Result<bool> {
-        for number in 0..self.l1.len() {
+        for number in 0..self.l1().len() {
             let L1Entry::Table { offset, .. } = self.l1_entry(number)? else {
                 continue;
             };
             if clusters.contains(&self.geometry.host_cluster(offset).0) {
                 return Ok(true);
             }
-            let entries = to_usize(self.geometry.l2_entries());
-            for (slot, raw) in self
-                .file
-                .read_table(offset, entries, "read L2 table")?
-                .into_iter()
-                .enumerate()
-            {
+            for (slot, raw) in self.read_l2(offset)?.into_iter().enumerate() {
                 let guest =
                     GuestCluster(to_u64(number) * self.geometry.l2_entries() + to_u64(slot));
                 let host = match self.decode(raw, guest)? {

@@ -40,6 +40,8 @@ pub struct Update<'a> {
     image: &'a Image,
     slots: Vec<Slot>,
     record: Option<ChainRecord>,
+    /// The header to come; the bitmaps' autoclear bit and the refcount table are not taken from it.
+    header: Header,
     changed: bool,
     /// Entries on disk whose structures will no longer be named.
     retired: Vec<DirectoryEntry>,
@@ -58,6 +60,28 @@ impl Image {
     ) -> std::result::Result<R, E> {
         self.check_writable()?;
         let _alone = self.entrance.close();
+        self.end_tracking()?;
+        self.run_update(work)
+    }
+
+    /// As [`update`](Self::update), for a change of the mapping or of the disk's size: nobody reads
+    /// either, and `after` puts the new L1 table or size into memory once the header is durable.
+    pub(crate) fn restructure<R>(
+        &self,
+        work: impl FnOnce(&mut Update<'_>) -> Result<R>,
+        after: impl FnOnce(&Self, R) -> Result<()>,
+    ) -> Result<()> {
+        self.check_writable()?;
+        let _alone = self.entrance.close();
+        self.end_tracking()?;
+        let _everything = self.clusters.own_all();
+        let answer = self.run_update(work)?;
+        after(self, answer)
+    }
+
+    /// Everything in memory goes to disk, recording bitmaps with their exact bits. The caller owns
+    /// the entrance.
+    fn end_tracking(&self) -> Result<()> {
         self.sync()?;
         if let Some(tracker) = self.tracker() {
             if tracker.was_marked() {
@@ -66,6 +90,13 @@ impl Image {
             self.set_tracker(None);
             self.refresh_proofs()?;
         }
+        Ok(())
+    }
+
+    fn run_update<R, E: From<Error>>(
+        &self,
+        work: impl FnOnce(&mut Update<'_>) -> std::result::Result<R, E>,
+    ) -> std::result::Result<R, E> {
         let mut update = Update::new(self)?;
         let answer = work(&mut update)?;
         if update.changed {
@@ -77,7 +108,7 @@ impl Image {
 
 impl<'a> Update<'a> {
     fn new(image: &'a Image) -> Result<Self> {
-        let record = lock(&image.first).content().record.clone();
+        let content = lock(&image.first).content().clone();
         let entries = lock(&image.directory).entries(&image.file)?.to_vec();
         let slots = entries
             .into_iter()
@@ -89,7 +120,8 @@ impl<'a> Update<'a> {
         Ok(Self {
             image,
             slots,
-            record,
+            record: content.record,
+            header: content.header,
             changed: false,
             retired: Vec::new(),
         })
@@ -140,6 +172,13 @@ impl<'a> Update<'a> {
         self.record.as_ref()
     }
 
+    /// The header as it will be, to be changed: disk size, L1, snapshots, feature bits. What it
+    /// names must be counted and written before the update ends.
+    pub(crate) fn header_mut(&mut self) -> &mut Header {
+        self.changed = true;
+        &mut self.header
+    }
+
     /// Replaces the chain record, or drops it.
     pub fn set_record(&mut self, record: Option<ChainRecord>) {
         self.changed = true;
@@ -152,7 +191,7 @@ impl<'a> Update<'a> {
     /// A granularity too fine for the disk.
     pub fn blank(&self, granularity: Granularity) -> Result<Bitmap> {
         let image = self.image;
-        shape(&image.file, &image.geometry, image.size, granularity).map(Bitmap::new)
+        shape(&image.file, &image.geometry, image.size(), granularity).map(Bitmap::new)
     }
 
     /// Adds a bitmap, or replaces its content; the bits always go into fresh clusters. An
@@ -196,7 +235,7 @@ impl<'a> Update<'a> {
         let wanted = shape(
             &image.file,
             &image.geometry,
-            image.size,
+            image.size(),
             bits.shape().granularity(),
         )?;
         if bits.shape() == wanted {
@@ -216,7 +255,7 @@ impl<'a> Update<'a> {
         if name.is_empty() || name.len() > limits::MAX_BITMAP_NAME_BYTES || name.contains('\0') {
             return Err(self.invalid(Mistake::BitmapName(name.len())));
         }
-        if self.image.size == 0 {
+        if self.image.size() == 0 {
             let problem = "a disk of size zero cannot have bitmaps";
             return Err(self.invalid(Mistake::Option {
                 option: "size",
@@ -295,7 +334,7 @@ impl<'a> Update<'a> {
             }
         };
         let entries: Vec<DirectoryEntry> = self.slots.into_iter().map(|slot| slot.entry).collect();
-        if let Err(error) = commit_header(image, extension, self.record, &entries) {
+        if let Err(error) = commit_header(image, &self.header, extension, self.record, &entries) {
             if matches!(error, Error::Unsupported { .. }) {
                 // Refused before the first byte: the new clusters are nobody's.
                 image.with_allocator(|allocator, _| allocator.free_now(&image.file, &taken))?;
@@ -318,7 +357,7 @@ impl<'a> Update<'a> {
             directory_offset: HostOffset::ZERO,
         });
         let first = lock(&self.image.first);
-        let next = next_content(first.header(), bitmaps, self.record.clone());
+        let next = next_content(&self.header, first.header(), bitmaps, self.record.clone());
         first.check_room(&self.image.file, &next)
     }
 
@@ -401,6 +440,7 @@ fn write_new(
 
 fn commit_header(
     image: &Image,
+    header: &Header,
     extension: Option<BitmapsExtension>,
     record: Option<ChainRecord>,
     entries: &[DirectoryEntry],
@@ -411,16 +451,20 @@ fn commit_header(
             proof::directory_digest(&record, entries.iter().map(BitmapInfo::from));
         record
     });
-    let next = next_content(first.header(), extension, record);
+    let next = next_content(header, first.header(), extension, record);
     first.commit(&image.file, next)
 }
 
 fn next_content(
-    header: &Header,
+    wanted: &Header,
+    present: &Header,
     bitmaps: Option<BitmapsExtension>,
     record: Option<ChainRecord>,
 ) -> Content {
-    let mut header = header.clone();
+    let mut header = wanted.clone();
+    // It may have moved while the structures were written.
+    header.refcount_table_offset = present.refcount_table_offset;
+    header.refcount_table_clusters = present.refcount_table_clusters;
     header.autoclear = if bitmaps.is_some() {
         autoclear::BITMAPS
     } else {

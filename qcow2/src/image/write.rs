@@ -15,7 +15,7 @@ use crate::bitmaps::tracker::Tracker;
 use crate::cache::L2Table;
 use crate::convert::{to_u64, to_usize};
 use crate::error::{Damage, Feature, Result};
-use crate::format::table::{L1Entry, L2Entry};
+use crate::format::table::{L1Entry, L2Entry, RawL2};
 use crate::units::{GuestCluster, HostOffset};
 
 /// Dirty L2 tables that are too many to keep back until the caller flushes.
@@ -120,8 +120,9 @@ impl Image {
     ) -> Result<()> {
         let cluster = self.geometry.cluster_bytes();
         let end = offset + len;
+        let size = self.size();
         let whole_start = offset.next_multiple_of(cluster).min(end);
-        let whole_end = if end == self.size {
+        let whole_end = if end == size {
             end
         } else {
             (end / cluster * cluster).max(whole_start)
@@ -179,7 +180,7 @@ impl Image {
         let len = to_usize(len).min(data.len());
         tracker.cover_durably(self, offset..offset + to_u64(len))?;
         tracker.mark(self, offset..offset + to_u64(len))?;
-        self.file
+        self.guest_file()
             .write(&data[..len], host.plus(inside), "write data")?;
         Ok(len)
     }
@@ -279,9 +280,9 @@ impl Image {
             self.with_allocator(|allocator, _| allocator.free_now(&self.file, &[run]))?;
             return Err(error);
         }
-        let raw: Vec<u64> = (0..run.clusters)
+        let raw: Vec<RawL2> = (0..run.clusters)
             .map(|step| run.start.plus(step << self.geometry.cluster_bits))
-            .map(L2Entry::encode_normal)
+            .map(|host| L2Entry::encode_normal(host).into())
             .collect();
         self.tables.set(number, &table, slot, &raw);
         self.free_replaced(old.iter().copied())?;
@@ -324,7 +325,7 @@ impl Image {
         let total = to_usize(run.clusters << self.geometry.cluster_bits);
         let tail = total - inside - data.len();
         if inside == 0 && tail == 0 {
-            return self.file.write(data, run.start, "write data");
+            return self.guest_file().write(data, run.start, "write data");
         }
         let start = offset - to_u64(inside);
         let end = offset + to_u64(data.len());
@@ -336,15 +337,15 @@ impl Image {
             run.untouched && self.reads_as_zero(clusters[0])? && self.reads_as_zero(clusters[1])?;
         if blank {
             return self
-                .file
+                .guest_file()
                 .write(data, run.start.plus(to_u64(inside)), "write data");
         }
         let mut whole = vec![0; total];
         self.read_group(&mut whole[..inside], start)?;
-        let readable = to_usize(self.size.saturating_sub(end)).min(tail);
+        let readable = to_usize(self.size().saturating_sub(end)).min(tail);
         self.read_group(&mut whole[inside + data.len()..][..readable], end)?;
         whole[inside..inside + data.len()].copy_from_slice(data);
-        self.file.write(&whole, run.start, "write data")
+        self.guest_file().write(&whole, run.start, "write data")
     }
 
     /// Drops the references that replaced entries held.
@@ -393,7 +394,7 @@ impl Image {
                 entry => old.push(entry),
             }
         }
-        let raw = vec![zero; to_usize(count)];
+        let raw = vec![zero.into(); to_usize(count)];
         self.tables.set(number, &table, first_slot, &raw);
         self.free_replaced(old.into_iter())
     }
@@ -414,10 +415,9 @@ impl Image {
             L1Entry::Table { offset, .. } => Some(offset),
             L1Entry::Unallocated => None,
         };
-        let entries = to_usize(self.geometry.l2_entries());
         let raw = match (shared, self.table(number)?) {
-            (Some(_), Some(table)) => (0..entries).map(|slot| table.entry(slot)).collect(),
-            _ => vec![0; entries],
+            (Some(_), Some(table)) => table.words(),
+            _ => vec![0; to_usize(self.geometry.table_entries(1))],
         };
         let offset = self.with_allocator(|allocator, _| {
             let offset = allocator.allocate_exact(&self.file, 1)?;
@@ -428,7 +428,7 @@ impl Image {
             Ok(offset)
         })?;
         let table = self.tables.create(number, offset, raw);
-        self.l1[number].store(L1Entry::encode(offset), Ordering::Release);
+        self.l1()[number].store(L1Entry::encode(offset), Ordering::Release);
         self.guard_table(number, &table)?;
         Ok(table)
     }
