@@ -12,7 +12,12 @@
 
 use std::ops::Range;
 use std::sync::OnceLock;
+#[cfg(not(shuttle))]
 use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, Ordering};
+
+// Under the model checker every access is a point where another thread may go on.
+#[cfg(shuttle)]
+use shuttle::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, Ordering};
 
 use crate::convert::to_u64;
 use crate::{Bitmap, Error, Page, Shape, words};

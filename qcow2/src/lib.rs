@@ -15,6 +15,7 @@ pub mod format;
 pub mod geometry;
 pub mod image;
 pub mod storage;
+mod sync;
 pub mod units;
 
 pub use bitmaps::{BitmapInfo, proof};

@@ -1,9 +1,9 @@
 //! A set of regions of the disk, one bit each, changed and asked by many threads.
 
 use std::ops::Range;
-use std::sync::atomic::{AtomicU64, Ordering};
 
 use crate::convert::to_usize;
+use crate::sync::atomic::{AtomicU64, Ordering};
 
 /// Regions of `1 << bits` bytes.
 #[derive(Debug)]

@@ -17,7 +17,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Range;
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::PoisonError;
 
 use tidemark_bitmap::SharedBitmap;
 
@@ -30,6 +30,7 @@ use crate::error::{Mistake, Result};
 use crate::format::bitmap::{DirectoryEntry, TableEntry};
 use crate::geometry::Geometry;
 use crate::image::Image;
+use crate::sync::{Mutex, MutexGuard};
 use crate::units::HostOffset;
 
 /// Smallest region, as a power of two: 4 MiB.

@@ -9,8 +9,7 @@
 
 use std::collections::{BTreeMap, HashMap};
 use std::ops::Range;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
+use std::sync::{Arc, PoisonError};
 
 use byteorder::{BigEndian, ByteOrder};
 
@@ -19,6 +18,8 @@ use crate::error::Result;
 use crate::format::table::RawL2;
 use crate::geometry::Geometry;
 use crate::image::file::ImageFile;
+use crate::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use crate::sync::{Mutex, MutexGuard, RwLock};
 use crate::units::HostOffset;
 
 const SHARDS: usize = 16;

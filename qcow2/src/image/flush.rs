@@ -8,13 +8,13 @@
 //! Only then are replaced clusters freed: their references are durably gone.
 
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use super::{Image, lock};
 use crate::cache::DirtyPart;
 use crate::error::Result;
 use crate::geometry::Geometry;
+use crate::sync::atomic::Ordering;
 use crate::units::HostOffset;
 
 /// Time after which a flush lets idle regions of the bitmaps go.

@@ -11,15 +11,15 @@
 //! 8. the bitmap directory;
 //! 9. the table cache.
 
-use std::hash::{BuildHasher, RandomState};
-use std::sync::{PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
-use std::thread;
+use std::sync::PoisonError;
 
 use crate::convert::to_usize;
+use crate::sync::{RwLock, RwLockReadGuard, RwLockWriteGuard, lane};
 use crate::units::GuestCluster;
 
-const ENTRANCES: usize = 16;
-const STRIPES: u64 = 1024;
+/// Few under the model checker, which takes every lock one after another.
+const ENTRANCES: usize = if cfg!(shuttle) { 2 } else { 16 };
+const STRIPES: u64 = if cfg!(shuttle) { 4 } else { 1024 };
 /// Guest clusters that share one lock, as a power of two.
 const GROUP_BITS: u32 = 4;
 
@@ -32,27 +32,21 @@ struct Line(RwLock<()>);
 #[derive(Debug)]
 pub(crate) struct Entrance {
     lines: Vec<Line>,
-    hasher: RandomState,
 }
 
 impl Entrance {
     pub(crate) fn new() -> Self {
         Self {
             lines: (0..ENTRANCES).map(|_| Line::default()).collect(),
-            hasher: RandomState::new(),
         }
     }
 
     /// Enters beside other guests.
     pub(crate) fn enter(&self) -> RwLockReadGuard<'_, ()> {
-        thread_local!(static HASH: std::cell::Cell<Option<u64>> = const { std::cell::Cell::new(None) });
-        let hash = HASH.get().unwrap_or_else(|| {
-            let hash = self.hasher.hash_one(thread::current().id());
-            HASH.set(Some(hash));
-            hash
-        });
-        let line = &self.lines[to_usize(hash) % ENTRANCES];
-        line.0.read().unwrap_or_else(PoisonError::into_inner)
+        self.lines[lane(ENTRANCES)]
+            .0
+            .read()
+            .unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Waits until all guests have left and keeps new ones out.

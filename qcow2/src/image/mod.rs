@@ -20,8 +20,7 @@ mod retire;
 mod update;
 mod write;
 
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard};
+use std::sync::{Arc, PoisonError};
 use std::time::Instant;
 
 pub use backing::{BackingReference, Gate, NoFiles, PlainFiles};
@@ -43,6 +42,8 @@ use crate::format::chain::Reading;
 use crate::format::header::{Header, incompatible};
 use crate::format::table::L1Entry;
 use crate::geometry::Geometry;
+use crate::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use crate::sync::{Mutex, MutexGuard, RwLock, RwLockReadGuard};
 
 /// An open qcow2 image. All operations take `&self` and may run on many threads at once.
 ///

@@ -1,7 +1,6 @@
 //! Opening: bytes are parsed, checked and refused; nothing is written.
 
-use std::sync::atomic::{AtomicBool, AtomicU64};
-use std::sync::{Arc, Mutex, RwLock};
+use std::sync::Arc;
 use std::time::Instant;
 
 use super::backing::Layer;
@@ -18,6 +17,8 @@ use crate::format::header::{Header, incompatible};
 use crate::format::table::L1Entry;
 use crate::geometry::Geometry;
 use crate::storage::Storage;
+use crate::sync::atomic::{AtomicBool, AtomicU64};
+use crate::sync::{Mutex, RwLock};
 use crate::units::HostOffset;
 
 /// How an image is opened.

@@ -1,7 +1,6 @@
 //! Reading guest data.
 
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
 
 use super::Image;
 use super::locks::ClusterLocks;
@@ -10,6 +9,7 @@ use crate::cache::L2Table;
 use crate::convert::{to_u64, to_usize};
 use crate::error::{Feature, Result};
 use crate::format::table::{L1Entry, L2Entry, RawL2};
+use crate::sync::atomic::Ordering;
 use crate::units::{GuestCluster, HostOffset};
 
 /// Where the bytes of a run of guest clusters come from.

@@ -6,7 +6,6 @@
 //! stands between the data and the disk.
 
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
 
 use super::locks::ClusterLocks;
 use super::{Image, lock};
@@ -16,6 +15,7 @@ use crate::cache::L2Table;
 use crate::convert::{to_u64, to_usize};
 use crate::error::{Damage, Feature, Result};
 use crate::format::table::{L1Entry, L2Entry, RawL2};
+use crate::sync::atomic::Ordering;
 use crate::units::{GuestCluster, HostOffset};
 
 /// Dirty L2 tables that are too many to keep back until the caller flushes.

@@ -1,10 +1,11 @@
 //! Storage in memory, for tests and for images that never touch a disk.
 
 use std::io;
-use std::sync::RwLock;
+use std::sync::PoisonError;
 
 use super::Storage;
 use crate::convert::{to_u64, to_usize};
+use crate::sync::{RwLock, RwLockReadGuard, RwLockWriteGuard};
 
 /// A growable byte vector behind a lock; durable by definition.
 #[derive(Debug, Default)]
@@ -30,16 +31,12 @@ impl MemoryStorage {
         self.read().clone()
     }
 
-    fn read(&self) -> std::sync::RwLockReadGuard<'_, Vec<u8>> {
-        self.bytes
-            .read()
-            .unwrap_or_else(|poisoned| poisoned.into_inner())
+    fn read(&self) -> RwLockReadGuard<'_, Vec<u8>> {
+        self.bytes.read().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn write(&self) -> std::sync::RwLockWriteGuard<'_, Vec<u8>> {
-        self.bytes
-            .write()
-            .unwrap_or_else(|poisoned| poisoned.into_inner())
+    fn write(&self) -> RwLockWriteGuard<'_, Vec<u8>> {
+        self.bytes.write().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
