@@ -10,6 +10,7 @@
 mod answer;
 mod cli;
 mod cmd;
+mod creation;
 mod domain;
 mod exit;
 mod facts;

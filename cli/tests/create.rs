@@ -74,3 +74,17 @@ fn create_replaces_a_file_only_when_nothing_is_wrong() {
     place.ok("create disk 2M");
     assert_eq!(place.json("bitmap list disk"), json!([]));
 }
+
+#[test]
+fn create_lists_its_options_and_names_them_when_one_is_unknown() {
+    let place = Place::new();
+    let listed = place.ok("create -o help");
+    let answer = place.run("create -o nothing=1 disk 1M").ends_with(64);
+    for name in ["cluster_size", "preallocation", "refcount_bits", "size"] {
+        assert!(listed.contains(&format!("  {name}=")), "{listed}");
+        assert!(answer.stderr.contains(name), "{}", answer.stderr);
+    }
+    place.run("create").ends_with(64);
+    place.run("create -o size=1M").ends_with(64);
+    place.run("create disk -o size=1M,,").ends_with(64);
+}
