@@ -67,10 +67,13 @@ impl Census<'_> {
                 problem,
             };
             if !self.geometry.is_aligned(offset) {
+                self.unfollowed = true;
                 self.found(finding("its L1 table is not cluster aligned"), 1);
             } else if snapshot.l1_bytes() > limits::MAX_L1_BYTES {
+                self.unfollowed = true;
                 self.found(finding("its L1 table is too large"), 1);
             } else if offset.0 >= UNREACHABLE {
+                self.unfollowed = true;
                 self.found(Finding::unreachable("L1 table of a snapshot", offset), 1);
             } else {
                 tables.push((offset, snapshot.l1_bytes()));
@@ -105,11 +108,14 @@ impl Census<'_> {
         }
         let inside = self.count("L2 table", offset, self.geometry.cluster_bytes(), all);
         if !self.geometry.is_aligned(offset) {
+            self.unfollowed = true;
             self.found(problem("the L2 table is not cluster aligned"), all);
         } else if inside {
             let named = tables.entry(offset).or_default();
             named.active += active;
             named.all += all;
+        } else {
+            self.unfollowed = true;
         }
     }
 

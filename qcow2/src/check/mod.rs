@@ -25,6 +25,7 @@ use std::ops::Range;
 pub use self::report::{CheckReport, Finding, Severity};
 
 use self::counts::ReferenceCounts;
+use self::mapping::L2Tables;
 use self::pieces::pieces;
 use crate::bitmaps::{BitmapInfo, proof};
 use crate::convert::{to_u64, to_usize};
@@ -40,6 +41,8 @@ use crate::units::{HostCluster, HostOffset};
 
 /// Bytes of a table that are read at once.
 const READ_BYTES: u64 = 1 << 20;
+/// Ranges behind the end of the file that are remembered.
+const MAX_BEYOND: usize = 1 << 16;
 /// Offsets from here on cannot be read by any system.
 const UNREACHABLE: u64 = 1 << 63;
 
@@ -67,21 +70,19 @@ impl Image {
         let header = self.header();
         let mut census = Census::new(self.file(), &header)?;
         census.warn(self, &header);
-        let snapshots = census.read_snapshots(&header);
-        census.count(
-            "header",
-            HostOffset::ZERO,
-            census.geometry.cluster_bytes(),
-            1,
-        );
-        let tables = census.count_mapping(&header, &snapshots);
-        census.count_snapshot_table(&header, &snapshots);
-        census.count_refcount_table(&header);
-        census.count_bitmaps(self);
-        census.compare(&header);
-        census.check_copied(&header, &tables);
+        let counted = census.count_all(self, &header);
+        census.compare(&counted.refcount_table);
+        census.check_copied(&header, &counted.tables);
         Ok(census.report)
     }
+}
+
+/// What a count of everything met, for those who go on from there.
+struct Counted {
+    /// The L2 tables that can be read.
+    tables: L2Tables,
+    /// The refcount table as far as the file has it.
+    refcount_table: Vec<u64>,
 }
 
 /// References found so far, and the report.
@@ -97,6 +98,12 @@ struct Census<'a> {
     exclusive: Vec<(&'static str, Range<u64>)>,
     /// Clusters of `exclusive` structures that have more.
     shared: BTreeMap<u64, (&'static str, u64)>,
+    /// Clusters behind the end of the file that something names, at most [`MAX_BEYOND`] of them.
+    beyond: Vec<Range<u64>>,
+    /// Something that may refer to clusters could not be followed: what looks leaked may be used.
+    unfollowed: bool,
+    /// Refcount table or blocks lie where they must not, or cannot be read.
+    refcounts_broken: bool,
     report: CheckReport,
 }
 
@@ -117,8 +124,33 @@ impl<'a> Census<'a> {
             counts: ReferenceCounts::new(clusters, geometry.refcount_max()),
             exclusive: Vec::new(),
             shared: BTreeMap::new(),
+            beyond: Vec::new(),
+            unfollowed: false,
+            refcounts_broken: false,
             report,
         })
+    }
+
+    /// Counts every reference of the image.
+    fn count_all(&mut self, image: &Image, header: &Header) -> Counted {
+        let tables = self.count_contents(header);
+        self.count_refcount_table(header);
+        self.count_bitmaps(image);
+        let refcount_table = self.count_blocks(header);
+        Counted {
+            tables,
+            refcount_table,
+        }
+    }
+
+    /// Counts the header, the mapping and the snapshots: everything that holds guest data.
+    fn count_contents(&mut self, header: &Header) -> L2Tables {
+        let snapshots = self.read_snapshots(header);
+        let bytes = self.geometry.cluster_bytes();
+        self.count("header", HostOffset::ZERO, bytes, 1);
+        let tables = self.count_mapping(header, &snapshots);
+        self.count_snapshot_table(header, &snapshots);
+        tables
     }
 
     fn found(&mut self, finding: Finding, times: u64) {
@@ -180,10 +212,20 @@ impl<'a> Census<'a> {
                 bytes,
             };
             self.found(finding, times);
+            self.unfollowed |= !matches!(structure, "data cluster" | "compressed cluster");
+            self.note_beyond(
+                self.geometry.host_cluster(offset).0..end >> self.geometry.cluster_bits,
+            );
             return None;
         }
         let last = self.geometry.host_cluster(HostOffset(end - 1)).0;
         Some(self.geometry.host_cluster(offset).0..last + 1)
+    }
+
+    fn note_beyond(&mut self, clusters: Range<u64>) {
+        if self.beyond.len() < MAX_BEYOND {
+            self.beyond.push(clusters.start..clusters.end + 1);
+        }
     }
 
     fn add(&mut self, cluster: u64, times: u64) {
@@ -218,6 +260,7 @@ impl<'a> Census<'a> {
             offset,
             problem,
         };
+        self.unfollowed = true;
         self.found(finding, 1);
     }
 

@@ -19,19 +19,23 @@ impl Census<'_> {
         self.count_exclusive("refcount table", header.refcount_table_offset, bytes);
     }
 
-    /// Counts the refcount blocks, compares all counts, and puts the refcounts on disk into the
-    /// place of the references.
-    pub(super) fn compare(&mut self, header: &Header) {
+    /// Counts the refcount blocks; returns the table that names them.
+    pub(super) fn count_blocks(&mut self, header: &Header) -> Vec<u64> {
         let table = self.read_refcount_table(header);
         for (number, &entry) in table.iter().enumerate().filter(|(_, entry)| **entry != 0) {
             self.count_block(header.refcount_table_offset, number, entry);
         }
         self.find_shared();
+        table
+    }
+
+    /// Compares all counts, and puts the refcounts on disk into the place of the references.
+    pub(super) fn compare(&mut self, table: &[u64]) {
         let per_block = self.geometry.refcounts_per_block();
         let mut seen = HashSet::new();
         let mut highest = 0;
         let mut start = 0;
-        for &entry in &table {
+        for &entry in table {
             if start >= self.clusters {
                 break;
             }
@@ -85,6 +89,7 @@ impl Census<'_> {
                 offset,
                 bytes: self.geometry.cluster_bytes(),
             };
+            self.refcounts_broken = true;
             return self.found(finding, 1);
         } else {
             self.count("refcount block", offset, self.geometry.cluster_bytes(), 1);
@@ -96,10 +101,12 @@ impl Census<'_> {
                     offset,
                     references,
                 };
+                self.refcounts_broken = true;
                 self.found(finding, 1);
             }
             return;
         };
+        self.refcounts_broken = true;
         let finding = Finding::Entry {
             table: "refcount table",
             place: place(table, number),
