@@ -2,7 +2,7 @@
 
 CARGO ?= cargo
 
-.PHONY: help test test-full check bench fuzz demo install-test-tools
+.PHONY: help test test-full interleavings check bench fuzz demo install-test-tools
 
 help: ## Show this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 24
@@ -12,9 +12,16 @@ demo: ## Tell the whole story on a real image
 
 test: install-test-tools ## Install what the tests need (QEMU's tools) and run all tests
 	$(CARGO) test --workspace --locked -- --show-output
+	$(MAKE) interleavings
+
+# A build of its own: the locks of the model checker only work under it.
+interleavings: ## Run the engine's threads in thousands of orders under a model checker
+	RUSTFLAGS="--cfg shuttle" SHUTTLE_SILENCE_WARNINGS=1 $(CARGO) test -p tidemark-qcow2 --locked \
+	  --target-dir target/shuttle --test interleavings -- --show-output
 
 test-full: install-test-tools ## The same with long property tests and sweeps (about half an hour)
 	TIDEMARK_CASES=2000 PROPTEST_CASES=4000 $(CARGO) test --workspace --locked --release
+	TIDEMARK_CASES=100000 $(MAKE) interleavings
 
 # qemu-utils holds qemu-img, qemu-io, qemu-nbd and qemu-storage-daemon.
 install-test-tools:

@@ -194,10 +194,12 @@ impl Image {
             clusters: self.geometry.clusters_for(bytes),
             counted,
         };
-        let l1_bytes = Geometry::entries_bytes(self.l1().len());
+        // Not inside the loop's head: that would hold the lock that the body takes.
+        let l1_entries = self.l1().len();
+        let l1_bytes = Geometry::entries_bytes(l1_entries);
         let l1_offset = first.header().l1_offset;
         let mut structures = vec![structure("L1 table", l1_offset, l1_bytes, true)];
-        for number in 0..self.l1().len() {
+        for number in 0..l1_entries {
             if let L1Entry::Table { offset, .. } = self.l1_entry(number)? {
                 let bytes = self.geometry.cluster_bytes();
                 structures.push(structure("L2 table", offset, bytes, false));

@@ -93,7 +93,8 @@ pub(super) fn free_retired(image: &Image, runs: &[HostRun]) -> Result<()> {
 impl Image {
     /// Whether any guest cluster maps to one of `clusters`: then a bitmap's claim on it is wrong.
     fn guest_owns_any(&self, clusters: &HashSet<u64>) -> Result<bool> {
-        for number in 0..self.l1().len() {
+        let l1_entries = self.l1().len();
+        for number in 0..l1_entries {
             let L1Entry::Table { offset, .. } = self.l1_entry(number)? else {
                 continue;
             };
