@@ -9,6 +9,7 @@ mod alloc;
 pub mod bitmaps;
 mod cache;
 pub mod check;
+pub mod codec;
 mod convert;
 pub mod error;
 pub mod format;
