@@ -4,7 +4,7 @@
 //! Names and values are those of qemu-img. A feature of the format that a new image can have adds
 //! one row to [`OPTIONS`] and, usually, one field to [`CreateOptions`].
 
-use tidemark_qcow2::{BackingReference, CreateOptions};
+use tidemark_qcow2::{BackingReference, CompressionType, CreateOptions};
 
 use crate::exit::{Failure, Outcome};
 use crate::size;
@@ -74,8 +74,12 @@ const OPTIONS: &[Row] = &[
     Row {
         name: "compression_type",
         value: "<str>",
-        help: "method of compressed clusters: zlib",
-        set: |_, value| only(value, "zlib"),
+        help: "method of compressed clusters: zlib or zstd",
+        set: |wanted, value| {
+            wanted.options.compression_type = CompressionType::from_name(value)
+                .map_or_else(|| wrong("must be zlib or zstd"), Ok)?;
+            Ok(())
+        },
     },
     Row {
         name: "data_file",

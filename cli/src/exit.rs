@@ -129,7 +129,6 @@ pub(crate) fn exit_of(error: &Error) -> Exit {
             | Feature::Version(_)
             | Feature::Incompatible { .. }
             | Feature::Encryption(_)
-            | Feature::Compressed { .. }
             | Feature::Snapshots(_)
             | Feature::BitmapsInVersion2,
         ) => Exit::Unsupported,

@@ -144,6 +144,16 @@ pub enum Damage {
         /// What is wrong.
         problem: &'static str,
     },
+    /// Compressed data that does not hold one cluster.
+    #[error("the compressed data of guest cluster {cluster} at {offset}: {problem}")]
+    Compressed {
+        /// Number of the guest cluster.
+        cluster: u64,
+        /// First byte of the data in the file.
+        offset: HostOffset,
+        /// What is wrong.
+        problem: &'static str,
+    },
     /// A write would land on metadata.
     #[error("a data cluster at {offset} overlaps the {structure}")]
     Overlap {
@@ -181,12 +191,6 @@ pub enum Feature {
     /// Guest data is encrypted.
     #[error("the image is encrypted (method {0}): its data is neither read nor written")]
     Encryption(u32),
-    /// Compressed clusters.
-    #[error("guest cluster {cluster} is compressed, which is not supported yet")]
-    Compressed {
-        /// Number of the guest cluster.
-        cluster: u64,
-    },
     /// Internal snapshots, when opened for writing.
     #[error("the image has {0} internal snapshots: it can be read but not yet written")]
     Snapshots(u32),
@@ -239,6 +243,18 @@ pub enum Mistake {
         end: u64,
         /// Virtual size of the disk.
         size: u64,
+    },
+    /// Compressed data comes in whole clusters.
+    #[error(
+        "bytes {offset}..{end} are not whole clusters of {cluster} bytes, as compressed data must be"
+    )]
+    NotWholeClusters {
+        /// First byte of the request.
+        offset: u64,
+        /// End of the request, exclusive.
+        end: u64,
+        /// Bytes of a cluster.
+        cluster: u64,
     },
     /// A write to an image that was opened for reading.
     #[error("the image was opened read-only")]

@@ -1,7 +1,7 @@
 //! A qcow2 engine with crash-safe persistent dirty bitmaps.
 //!
 //! Layers, bottom up; each uses those above it in this list and never those below:
-//! [`mod@format`] (bytes and values), [`storage`] (the only code that meets the system), `cache`
+//! [`codec`] (one compressed cluster), [`mod@format`] (bytes and values), [`storage`] (the only code that meets the system), `cache`
 //! (mapping tables), `alloc` (who owns a cluster), [`image`] (the virtual disk), [`bitmaps`]
 //! (persistent bitmaps), [`mod@check`] (the consistency check).
 
@@ -21,10 +21,12 @@ pub mod units;
 
 pub use bitmaps::{BitmapInfo, proof};
 pub use check::{CheckReport, Finding};
+pub use codec::CompressionType;
 pub use error::{Damage, Error, Feature, Mistake, Result};
 pub use format::chain;
 pub use image::{
-    BackingReference, CreateOptions, Extent, Gate, Image, NoFiles, OpenOptions, PlainFiles, Update,
+    BackingReference, CreateOptions, Extent, Gate, Image, NoFiles, OpenOptions, Packed, Packer,
+    PlainFiles, Update,
 };
 pub use storage::{FileStorage, MappedStorage, MemoryStorage, Sharing, Storage};
 pub use tidemark_bitmap::{Bitmap, Granularity};

@@ -11,6 +11,7 @@
 //! What is lost in a crash is at worst a count that is too high: a leaked cluster.
 
 mod block;
+mod bytes;
 mod vet;
 
 use std::collections::{BTreeMap, BTreeSet, HashSet};
@@ -53,6 +54,8 @@ pub(crate) struct Allocator {
     /// No cluster below this one is free.
     first_free: u64,
     pending: Vec<HostRun>,
+    /// Behind the newest compressed data, inside a cluster that still has room.
+    tail: Option<HostOffset>,
     /// End of everything that was ever written.
     high_water: HostOffset,
     /// Clusters of metadata: never given out whatever their refcounts say, never guest data.
@@ -86,6 +89,7 @@ impl Allocator {
             blocks: BTreeMap::new(),
             first_free: 0,
             pending: Vec::new(),
+            tail: None,
             high_water: HostOffset(file.len()?.next_multiple_of(geometry.cluster_bytes())),
             fixed: HashSet::new(),
             pages: HashSet::new(),
@@ -266,6 +270,9 @@ impl Allocator {
     }
 
     fn set(&mut self, file: &ImageFile, cluster: HostCluster, value: u64) -> Result<()> {
+        if value == 0 {
+            self.leave_tail(cluster);
+        }
         let (number, slot) = self.geometry.refcount_indexes(cluster);
         if let Some(block) = self.block(file, number)? {
             block.set(slot, value);

@@ -111,14 +111,8 @@ impl Census<'_> {
 
 /// First byte and bytes of compressed data, in the sectors that hold it.
 fn compressed_range(entry: u64, geometry: &Geometry) -> (HostOffset, u64) {
-    match L2Entry::decode(entry.into(), 0, geometry) {
-        Ok(L2Entry::Compressed {
-            offset,
-            additional_sectors,
-        }) => {
-            let bytes = (additional_sectors + 1) * 512 - offset % 512;
-            (HostOffset(offset), bytes)
-        }
-        _ => (HostOffset::ZERO, 0),
-    }
+    L2Entry::decode(entry.into(), 0, geometry)
+        .ok()
+        .and_then(|entry| entry.compressed())
+        .map_or((HostOffset::ZERO, 0), |data| (data.offset, data.bytes))
 }

@@ -5,7 +5,7 @@ use std::cell::RefCell;
 use flate2::{Compress, Compression, Decompress, FlushCompress, FlushDecompress, Status};
 
 use super::TOO_SHORT;
-use crate::convert::to_u64;
+use crate::convert::{to_u64, to_usize};
 
 /// Farthest that a stream looks back, as a power of two. Readers may not keep more.
 const WRITE_WINDOW_BITS: u8 = 12;
@@ -20,24 +20,24 @@ thread_local! {
 
 pub(super) fn compress(cluster: &[u8], room: usize, level: Option<u32>) -> Option<Vec<u8>> {
     let level = level.unwrap_or(DEFAULT_LEVEL).clamp(1, MAX_LEVEL);
-    ENCODER.with_borrow_mut(|slot| {
-        let encoder = match slot {
-            Some((known, encoder)) if *known == level => encoder,
-            other => {
-                let level = Compression::new(level);
-                let encoder = Compress::new_with_window_bits(level, false, WRITE_WINDOW_BITS);
-                &mut other.insert((level.level(), encoder)).1
-            }
-        };
-        encoder.reset();
-        let mut stored = vec![0; room];
-        let status = encoder.compress(cluster, &mut stored, FlushCompress::Finish);
-        if !matches!(status, Ok(Status::StreamEnd)) {
-            return None;
-        }
-        stored.truncate(crate::convert::to_usize(encoder.total_out()));
-        Some(stored)
-    })
+    let (known, mut encoder) = ENCODER
+        .take()
+        .filter(|(known, _)| *known == level)
+        .unwrap_or_else(|| {
+            let window = WRITE_WINDOW_BITS;
+            let encoder = Compress::new_with_window_bits(Compression::new(level), false, window);
+            (level, encoder)
+        });
+    let mut stored = vec![0; room];
+    let status = encoder.compress(cluster, &mut stored, FlushCompress::Finish);
+    if !matches!(status, Ok(Status::StreamEnd)) {
+        // The encoder goes: a stream that was left in its middle is not wholly reset.
+        return None;
+    }
+    stored.truncate(to_usize(encoder.total_out()));
+    encoder.reset();
+    ENCODER.set(Some((known, encoder)));
+    Some(stored)
 }
 
 pub(super) fn decompress(stored: &[u8], cluster: &mut [u8]) -> Result<(), &'static str> {
@@ -58,6 +58,30 @@ pub(super) fn decompress(stored: &[u8], cluster: &mut [u8]) -> Result<(), &'stat
 #[cfg(test)]
 mod tests {
     use flate2::{Decompress, FlushDecompress};
+
+    use crate::convert::to_usize;
+
+    /// `zlib-rs` keeps a position in its output when a stream that found no room is reset, and
+    /// panics later.
+    #[test]
+    fn an_encoder_that_found_no_room_spoils_nothing_later() {
+        let mut state = 1_u64;
+        let noise: Vec<u8> = (0..1 << 18)
+            .map(|_| {
+                state = state
+                    .wrapping_mul(6_364_136_223_846_793_005)
+                    .wrapping_add(1);
+                crate::convert::low_byte(state >> 40)
+            })
+            .collect();
+        for room in [100, 70_000, 200_000, (1 << 18) - 1] {
+            assert_eq!(super::compress(&noise, room, None), None);
+            let stored = super::compress(&noise, 1 << 19, None).expect("there is room");
+            let mut back = vec![0; noise.len()];
+            super::decompress(&stored, &mut back).expect("it was whole");
+            assert!(back == noise, "room {room}");
+        }
+    }
 
     #[test]
     fn no_stream_looks_back_more_than_4_kib() {
@@ -81,8 +105,8 @@ mod tests {
                 narrow
                     .decompress(&stored[read..], &mut piece, FlushDecompress::None)
                     .expect("no distance is too far");
-                read += crate::convert::to_usize(narrow.total_in() - before.0);
-                let wrote = crate::convert::to_usize(narrow.total_out() - before.1);
+                read += to_usize(narrow.total_in() - before.0);
+                let wrote = to_usize(narrow.total_out() - before.1);
                 back.extend_from_slice(&piece[..wrote]);
                 assert!(wrote > 0, "level {level}");
             }

@@ -76,7 +76,9 @@ mod tests {
 
     #[test]
     fn several_frames_fill_one_cluster() {
-        let content: Vec<u8> = (0..4096_u32).map(|at| (at % 251).to_be_bytes()[3]).collect();
+        let content: Vec<u8> = (0..4096_u32)
+            .map(|at| (at % 251).to_be_bytes()[3])
+            .collect();
         let skippable = [0x50, 0x2a, 0x4d, 0x18, 3, 0, 0, 0, 1, 2, 3];
         let stored = [
             frame(&content[..1000], 10),

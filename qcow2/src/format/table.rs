@@ -2,7 +2,7 @@
 
 use crate::error::Damage;
 use crate::geometry::Geometry;
-use crate::units::HostOffset;
+use crate::units::{HostCluster, HostOffset};
 
 /// Refcount of the referenced cluster is exactly one: it may be written in place.
 pub const COPIED: u64 = 1 << 63;
@@ -73,6 +73,43 @@ impl From<u64> for RawL2 {
     }
 }
 
+/// Bytes of the unit that lengths of compressed data are counted in.
+const SECTOR: u64 = 512;
+
+/// Where the data of one compressed cluster lies.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct CompressedData {
+    /// Its first byte, any alignment.
+    pub offset: HostOffset,
+    /// Bytes up to the end of its last sector, under two clusters and a sector; the stream may end
+    /// before, and data of another cluster may follow.
+    pub bytes: u64,
+}
+
+impl CompressedData {
+    /// Host offsets that a descriptor can hold end here.
+    pub const fn offset_limit(geometry: &Geometry) -> HostOffset {
+        HostOffset(1 << compressed_offset_bits(geometry))
+    }
+
+    /// First host cluster that holds a byte of it, and how many do.
+    pub const fn clusters(&self, geometry: &Geometry) -> (HostCluster, u64) {
+        let first = geometry.host_cluster(self.offset);
+        let last = geometry.host_cluster(HostOffset(self.offset.0 + self.bytes - 1));
+        (first, last.0 - first.0 + 1)
+    }
+
+    /// End of its last sector.
+    pub const fn end(&self) -> HostOffset {
+        HostOffset(self.offset.0 + self.bytes)
+    }
+}
+
+/// Bits of a compressed descriptor that hold the offset; the rest counts sectors.
+const fn compressed_offset_bits(geometry: &Geometry) -> u32 {
+    62 - (geometry.cluster_bits - 8)
+}
+
 /// What one guest cluster maps to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum L2Entry {
@@ -115,7 +152,7 @@ impl L2Entry {
             problem,
         };
         if entry & COMPRESSED != 0 {
-            let offset_bits = 62 - (geometry.cluster_bits - 8);
+            let offset_bits = compressed_offset_bits(geometry);
             return Ok(Self::Compressed {
                 offset: entry & ((1 << offset_bits) - 1),
                 additional_sectors: (entry & (COMPRESSED - 1)) >> offset_bits,
@@ -142,6 +179,46 @@ impl L2Entry {
     /// The entry for a data cluster with a reference count of one.
     pub const fn encode_normal(offset: HostOffset) -> u64 {
         offset.0 | COPIED
+    }
+
+    /// The entry for `bytes` bytes of compressed data at `offset`, which is below
+    /// [`CompressedData::offset_limit`]; under a cluster of them.
+    pub const fn encode_compressed(offset: HostOffset, bytes: u64, geometry: &Geometry) -> u64 {
+        let additional_sectors = (offset.0 + bytes - 1) / SECTOR - offset.0 / SECTOR;
+        COMPRESSED | additional_sectors << compressed_offset_bits(geometry) | offset.0
+    }
+
+    /// Host clusters that it refers to: the first, and how many.
+    pub const fn host_run(&self, geometry: &Geometry) -> Option<(HostCluster, u64)> {
+        match *self {
+            Self::Unallocated
+            | Self::Zero {
+                allocated: None, ..
+            } => None,
+            Self::Normal { offset, .. }
+            | Self::Zero {
+                allocated: Some(offset),
+                ..
+            } => Some((geometry.host_cluster(offset), 1)),
+            Self::Compressed { .. } => match self.compressed() {
+                Some(data) => Some(data.clusters(geometry)),
+                None => None,
+            },
+        }
+    }
+
+    /// Where the data of a compressed cluster lies.
+    pub const fn compressed(&self) -> Option<CompressedData> {
+        match *self {
+            Self::Compressed {
+                offset,
+                additional_sectors,
+            } => Some(CompressedData {
+                offset: HostOffset(offset),
+                bytes: (additional_sectors + 1) * SECTOR - offset % SECTOR,
+            }),
+            _ => None,
+        }
     }
 
     /// The entry for "reads as zero", with nothing allocated.

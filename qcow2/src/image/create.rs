@@ -3,10 +3,11 @@
 use std::sync::Arc;
 
 use super::{BackingReference, Image, OpenOptions};
+use crate::codec::CompressionType;
 use crate::convert::{to_u32, to_u64, to_usize};
 use crate::error::{Mistake, Result};
 use crate::format::extension::{self, Extension};
-use crate::format::header::{Header, V2_LENGTH, V3_LENGTH};
+use crate::format::header::{Header, V2_LENGTH, V3_LENGTH, incompatible};
 use crate::format::{limits, refcount};
 use crate::geometry::Geometry;
 use crate::image::file::ImageFile;
@@ -24,18 +25,21 @@ pub struct CreateOptions {
     pub refcount_bits: u32,
     /// Version 2 or 3.
     pub version: u32,
+    /// How compressed clusters will be compressed; version 2 has zlib only.
+    pub compression_type: CompressionType,
     /// The image that shows through where nothing is written.
     pub backing: Option<BackingReference>,
 }
 
 impl CreateOptions {
-    /// Version 3, 64 KiB clusters, 16-bit refcounts, no backing file.
+    /// Version 3, 64 KiB clusters, 16-bit refcounts, zlib, no backing file.
     pub fn new(size: u64) -> Self {
         Self {
             size,
             cluster_bits: 16,
             refcount_bits: 16,
             version: 3,
+            compression_type: CompressionType::Zlib,
             backing: None,
         }
     }
@@ -53,6 +57,9 @@ impl CreateOptions {
         }
         if self.version == 2 && self.refcount_bits != 16 {
             return problem("refcount_bits", "version 2 images have 16-bit refcounts");
+        }
+        if self.version == 2 && self.compression_type != CompressionType::Zlib {
+            return problem("compression_type", "version 2 images only have zlib");
         }
         let geometry = Geometry {
             cluster_bits: self.cluster_bits,
@@ -137,10 +144,13 @@ impl Plan {
             refcount_table_clusters: to_u32(table_clusters),
             snapshot_count: 0,
             snapshots_offset: HostOffset::ZERO,
-            incompatible: 0,
+            incompatible: match options.compression_type {
+                CompressionType::Zlib => 0,
+                CompressionType::Zstd => incompatible::COMPRESSION,
+            },
             compatible: 0,
             autoclear: 0,
-            compression_type: 0,
+            compression_type: options.compression_type.byte(),
             length: if geometry.version == 2 {
                 V2_LENGTH
             } else {

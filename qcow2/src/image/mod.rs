@@ -8,6 +8,7 @@
 
 mod backing;
 mod create;
+mod expand;
 pub(crate) mod file;
 pub(crate) mod first_cluster;
 mod flush;
@@ -15,6 +16,7 @@ mod layout;
 mod locks;
 mod map;
 mod open;
+mod pack;
 mod read;
 mod retire;
 mod update;
@@ -27,9 +29,11 @@ pub use backing::{BackingReference, Gate, NoFiles, PlainFiles};
 pub use create::CreateOptions;
 pub use map::Extent;
 pub use open::OpenOptions;
+pub use pack::{Packed, Packer};
 pub use update::Update;
 
 use self::backing::Layer;
+use self::expand::ExpandedClusters;
 use self::file::ImageFile;
 use self::first_cluster::FirstCluster;
 use self::locks::{ClusterLocks, Entrance};
@@ -37,6 +41,7 @@ use crate::alloc::{Allocator, Structure};
 use crate::bitmaps::directory::Directory;
 use crate::bitmaps::tracker::Tracker;
 use crate::cache::TableCache;
+use crate::codec::CompressionType;
 use crate::error::{Error, Mistake, Result};
 use crate::format::chain::Reading;
 use crate::format::header::{Header, incompatible};
@@ -62,6 +67,8 @@ pub struct Image {
     /// only while the entrance is closed and all cluster locks are owned.
     l1: RwLock<Vec<AtomicU64>>,
     tables: TableCache,
+    compression: CompressionType,
+    expanded: ExpandedClusters,
     table_creation: Mutex<()>,
     entrance: Entrance,
     clusters: ClusterLocks,
@@ -101,6 +108,11 @@ impl Image {
     /// Cluster size, refcount width and version.
     pub fn geometry(&self) -> Geometry {
         self.geometry
+    }
+
+    /// How its compressed clusters are compressed.
+    pub fn compression_type(&self) -> CompressionType {
+        self.compression
     }
 
     /// The storage's name, a path for a file.

@@ -4,12 +4,14 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use super::backing::Layer;
+use super::expand::ExpandedClusters;
 use super::file::ImageFile;
 use super::first_cluster::FirstCluster;
 use super::locks::{ClusterLocks, Entrance};
 use super::{BackingReference, Gate, Image, NoFiles};
 use crate::bitmaps::directory::Directory;
 use crate::cache::TableCache;
+use crate::codec::CompressionType;
 use crate::convert::{index, low_byte, to_usize};
 use crate::error::{Damage, Feature, Result};
 use crate::format::extension;
@@ -119,6 +121,8 @@ impl Image {
             has_backing_name: !first.backing_name().is_empty(),
             l1: RwLock::new(l1),
             tables: TableCache::new(&header.geometry),
+            compression: CompressionType::from_byte(header.compression_type),
+            expanded: ExpandedClusters::new(&header.geometry),
             table_creation: Mutex::new(()),
             entrance: Entrance::new(),
             clusters: ClusterLocks::new(),

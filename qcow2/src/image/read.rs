@@ -8,7 +8,7 @@ use super::open::decode_l1;
 use crate::cache::L2Table;
 use crate::convert::{to_u64, to_usize};
 use crate::error::{Feature, Result};
-use crate::format::table::{L1Entry, L2Entry, RawL2};
+use crate::format::table::{CompressedData, L1Entry, L2Entry, RawL2};
 use crate::sync::atomic::Ordering;
 use crate::units::{GuestCluster, HostOffset};
 
@@ -18,13 +18,15 @@ enum Source {
     Host(HostOffset),
     Zeros,
     Below,
+    /// One cluster, to be expanded.
+    Compressed(CompressedData),
 }
 
 impl Image {
     /// Fills `buf` with the disk's content from byte `offset` on.
     ///
     /// # Errors
-    /// A range outside the disk, a damaged or compressed cluster, or I/O.
+    /// A range outside the disk, a damaged cluster, or I/O.
     pub fn read(&self, buf: &mut [u8], offset: u64) -> Result<()> {
         self.check_range(offset, to_u64(buf.len()))?;
         let mut rest = buf;
@@ -59,6 +61,7 @@ impl Image {
                 Source::Host(host) => self.guest_file().read(piece, host, "read data")?,
                 Source::Zeros => piece.fill(0),
                 Source::Below => self.read_below(piece, at)?,
+                Source::Compressed(data) => self.read_compressed(piece, at, data)?,
             }
             at += len;
             rest = after;
@@ -78,6 +81,8 @@ impl Image {
             let next = self.source(table, cluster)?;
             let expected = match first {
                 Source::Host(host) => Source::Host(host.plus(inside + len)),
+                // Two clusters of the same data are read one by one.
+                Source::Compressed(_) => break,
                 other => other,
             };
             if next != expected {
@@ -94,14 +99,15 @@ impl Image {
 
     fn source(&self, table: &L2Table, cluster: GuestCluster) -> Result<Source> {
         let (_, slot) = self.geometry.table_indexes(cluster);
-        match self.decode(table.entry(slot), cluster)? {
-            L2Entry::Unallocated => Ok(Source::Below),
-            L2Entry::Zero { .. } => Ok(Source::Zeros),
-            L2Entry::Normal { offset, .. } => Ok(Source::Host(offset)),
-            L2Entry::Compressed { .. } => Err(self
-                .file
-                .unsupported(Feature::Compressed { cluster: cluster.0 })),
-        }
+        let entry = self.decode(table.entry(slot), cluster)?;
+        Ok(match entry {
+            L2Entry::Unallocated => Source::Below,
+            L2Entry::Zero { .. } => Source::Zeros,
+            L2Entry::Normal { offset, .. } => Source::Host(offset),
+            L2Entry::Compressed { .. } => {
+                entry.compressed().map_or(Source::Below, Source::Compressed)
+            }
+        })
     }
 
     /// Reads what shows through from below.

@@ -8,9 +8,9 @@ use crate::bitmaps::directory::{read_table, shape};
 use crate::convert::{index, to_u64};
 use crate::error::{Error, Result};
 use crate::format::bitmap::{DirectoryEntry, TableEntry};
-use crate::format::table::{L1Entry, L2Entry};
+use crate::format::table::L1Entry;
 use crate::geometry::Geometry;
-use crate::units::{GuestCluster, HostOffset};
+use crate::units::{GuestCluster, HostCluster};
 
 /// Everything that the present header names and the next one will not. What a foreign writer left
 /// in use is only taken where nothing else owns it; what is damaged is left alone.
@@ -104,13 +104,9 @@ impl Image {
             for (slot, raw) in self.read_l2(offset)?.into_iter().enumerate() {
                 let guest =
                     GuestCluster(to_u64(number) * self.geometry.l2_entries() + to_u64(slot));
-                let host = match self.decode(raw, guest)? {
-                    L2Entry::Normal { offset, .. } => Some(offset),
-                    L2Entry::Zero { allocated, .. } => allocated,
-                    L2Entry::Compressed { offset, .. } => Some(HostOffset(offset)),
-                    L2Entry::Unallocated => None,
-                };
-                if host.is_some_and(|host| clusters.contains(&self.geometry.host_cluster(host).0)) {
+                let run = self.decode(raw, guest)?.host_run(&self.geometry);
+                let (first, count) = run.unwrap_or((HostCluster(0), 0));
+                if (first.0..first.0 + count).any(|host| clusters.contains(&host)) {
                     return Ok(true);
                 }
             }

@@ -13,10 +13,10 @@ use crate::alloc::{Allocator, HostRun, single};
 use crate::bitmaps::tracker::Tracker;
 use crate::cache::L2Table;
 use crate::convert::{to_u64, to_usize};
-use crate::error::{Damage, Feature, Result};
+use crate::error::{Damage, Result};
 use crate::format::table::{L1Entry, L2Entry, RawL2};
 use crate::sync::atomic::Ordering;
-use crate::units::{GuestCluster, HostOffset};
+use crate::units::{GuestCluster, HostCluster, HostOffset};
 
 /// Dirty L2 tables that are too many to keep back until the caller flushes.
 const MAX_DIRTY_TABLES: usize = 1024;
@@ -28,8 +28,8 @@ impl Image {
     /// [`flush`](Self::flush).
     ///
     /// # Errors
-    /// A range outside the disk, a read-only image, a compressed cluster in the way, damage, or
-    /// I/O; then none, some or all of the range has changed, and all of it is marked.
+    /// A range outside the disk, a read-only image, damage, or I/O; then none, some or all of the
+    /// range has changed, and all of it is marked.
     pub fn write(&self, data: &[u8], offset: u64) -> Result<()> {
         self.change(offset, to_u64(data.len()), |tracker, at, len| {
             let from = to_usize(at - offset);
@@ -88,6 +88,18 @@ impl Image {
         len: u64,
         mut step: impl FnMut(&Tracker, u64, u64) -> Result<()>,
     ) -> Result<()> {
+        self.guest_change(offset, len, |tracker| {
+            self.by_groups(offset, len, |at, len| step(tracker, at, len))
+        })
+    }
+
+    /// Checks a change and lets it in beside others.
+    pub(super) fn guest_change(
+        &self,
+        offset: u64,
+        len: u64,
+        work: impl FnOnce(&Tracker) -> Result<()>,
+    ) -> Result<()> {
         self.check_writable()?;
         self.check_range(offset, len)?;
         if len == 0 {
@@ -98,13 +110,23 @@ impl Image {
         }
         let _guest = self.entrance.enter();
         let tracker = self.tracking()?;
+        work(&tracker)
+    }
+
+    /// Cuts a range where the lock of its clusters changes.
+    pub(super) fn by_groups(
+        &self,
+        offset: u64,
+        len: u64,
+        mut step: impl FnMut(u64, u64) -> Result<()>,
+    ) -> Result<()> {
         let mut at = offset;
         while at < offset + len {
             let cluster = self.geometry.guest_cluster(at);
             let group = ClusterLocks::group_rest(cluster) << self.geometry.cluster_bits;
             let rest = group - self.geometry.offset_in_cluster(at);
             let len = rest.min(offset + len - at);
-            step(&tracker, at, len)?;
+            step(at, len)?;
             at += len;
         }
         Ok(())
@@ -140,7 +162,7 @@ impl Image {
     }
 
     /// Writes inside one lock group.
-    fn write_group(&self, tracker: &Tracker, data: &[u8], offset: u64) -> Result<()> {
+    pub(super) fn write_group(&self, tracker: &Tracker, data: &[u8], offset: u64) -> Result<()> {
         let mut at = offset;
         let mut rest = data;
         while !rest.is_empty() {
@@ -221,18 +243,33 @@ impl Image {
             for slot in 0..self.geometry.l2_entries() {
                 let cluster = GuestCluster(base + slot);
                 let entry = self.decode(table.entry(to_usize(slot)), cluster)?;
-                let L2Entry::Normal { offset, .. } = entry else {
-                    continue;
-                };
-                self.guard_place(allocator, "data cluster", offset)?;
-                if allocator.is_protected(self.geometry.host_cluster(offset)) {
-                    let structure = "metadata of the image";
-                    return Err(self.file.damage(Damage::Overlap { offset, structure }));
-                }
+                self.guard_data(allocator, entry)?;
             }
             Ok(())
         })?;
         table.set_guarded();
+        Ok(())
+    }
+
+    /// Data in place, and compressed data, whose clusters are freed when it is replaced.
+    fn guard_data(&self, allocator: &Allocator, entry: L2Entry) -> Result<()> {
+        let structure = match entry {
+            L2Entry::Normal { .. } => "data cluster",
+            L2Entry::Compressed { .. } => "compressed cluster",
+            L2Entry::Unallocated | L2Entry::Zero { .. } => return Ok(()),
+        };
+        let (first, clusters) = entry
+            .host_run(&self.geometry)
+            .unwrap_or((HostCluster(0), 0));
+        for cluster in first.0..first.0 + clusters {
+            let cluster = HostCluster(cluster);
+            let offset = self.geometry.host_offset(cluster);
+            self.guard_place(allocator, structure, offset)?;
+            if allocator.is_protected(cluster) {
+                let structure = "metadata of the image";
+                return Err(self.file.damage(Damage::Overlap { offset, structure }));
+            }
+        }
         Ok(())
     }
 
@@ -308,11 +345,6 @@ impl Image {
             let (_, slot) = self.geometry.table_indexes(cluster);
             match self.decode(table.entry(slot), cluster)? {
                 L2Entry::Normal { copied: true, .. } => break,
-                L2Entry::Compressed { .. } => {
-                    return Err(self
-                        .file
-                        .unsupported(Feature::Compressed { cluster: cluster.0 }));
-                }
                 entry => old.push(entry),
             }
         }
@@ -349,20 +381,20 @@ impl Image {
     }
 
     /// Drops the references that replaced entries held.
-    fn free_replaced(&self, old: impl Iterator<Item = L2Entry>) -> Result<()> {
-        let gone: Vec<HostOffset> = old
-            .filter_map(|entry| match entry {
-                L2Entry::Normal { offset, .. } => Some(offset),
-                L2Entry::Zero { allocated, .. } => allocated,
-                L2Entry::Unallocated | L2Entry::Compressed { .. } => None,
+    pub(super) fn free_replaced(&self, old: impl Iterator<Item = L2Entry>) -> Result<()> {
+        let gone: Vec<HostRun> = old
+            .filter_map(|entry| entry.host_run(&self.geometry))
+            .map(|(first, clusters)| HostRun {
+                start: self.geometry.host_offset(first),
+                clusters,
+                untouched: false,
             })
             .collect();
         if gone.is_empty() {
             return Ok(());
         }
         self.with_allocator(|allocator, _| {
-            gone.iter()
-                .for_each(|&offset| allocator.free_later(single(offset)));
+            gone.iter().for_each(|&run| allocator.free_later(run));
             Ok(())
         })
     }
@@ -385,14 +417,7 @@ impl Image {
         for step in 0..count {
             let cluster = GuestCluster(cluster.0 + step);
             let (_, slot) = self.geometry.table_indexes(cluster);
-            match self.decode(table.entry(slot), cluster)? {
-                L2Entry::Compressed { .. } => {
-                    return Err(self
-                        .file
-                        .unsupported(Feature::Compressed { cluster: cluster.0 }));
-                }
-                entry => old.push(entry),
-            }
+            old.push(self.decode(table.entry(slot), cluster)?);
         }
         let raw = vec![zero.into(); to_usize(count)];
         self.tables.set(number, &table, first_slot, &raw);
@@ -400,7 +425,7 @@ impl Image {
     }
 
     /// L2 table `number` as one that may be changed: created, or copied from a shared one.
-    fn table_for_change(&self, number: usize) -> Result<Arc<L2Table>> {
+    pub(super) fn table_for_change(&self, number: usize) -> Result<Arc<L2Table>> {
         if let Some(table) = self.own_table(number)? {
             return Ok(table);
         }
