@@ -6,6 +6,7 @@ mod common;
 
 mod foreign;
 mod ours;
+mod threads;
 
 use tidemark_fixtures::random::Random;
 use tidemark_qcow2::CompressionType;
@@ -19,7 +20,7 @@ pub(crate) fn text(seed: u64, len: usize) -> Vec<u8> {
     while out.len() < len {
         let word = random.next_u64();
         out.extend_from_slice(format!("{:x} {} ", word % 5000, seed % 1000).as_bytes());
-        if word % 7 == 0 {
+        if word.is_multiple_of(7) {
             out.extend(std::iter::repeat_n(b'.', to_usize(word >> 58)));
         }
     }
