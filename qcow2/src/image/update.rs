@@ -66,7 +66,10 @@ impl Image {
 
     /// As [`update`](Self::update), for a change of the mapping or of the disk's size: nobody reads
     /// either, and `after` puts the new L1 table or size into memory once the header is durable.
-    #[expect(dead_code, reason = "resize and snapshots will change the mapping through it")]
+    #[expect(
+        dead_code,
+        reason = "resize and snapshots will change the mapping through it"
+    )]
     pub(crate) fn restructure<R>(
         &self,
         work: impl FnOnce(&mut Update<'_>) -> Result<R>,
@@ -175,7 +178,10 @@ impl<'a> Update<'a> {
 
     /// The header as it will be, to be changed: disk size, L1, snapshots, feature bits. What it
     /// names must be counted and written before the update ends.
-    #[expect(dead_code, reason = "resize and snapshots will change the mapping through it")]
+    #[expect(
+        dead_code,
+        reason = "resize and snapshots will change the mapping through it"
+    )]
     pub(crate) fn header_mut(&mut self) -> &mut Header {
         self.changed = true;
         &mut self.header
