@@ -4,7 +4,10 @@
 #[path = "../common/mod.rs"]
 mod common;
 
+mod crash;
+mod faults;
 mod foreign;
+mod model;
 mod ours;
 mod threads;
 
