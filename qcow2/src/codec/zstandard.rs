@@ -39,11 +39,12 @@ pub(super) fn decompress(stored: &[u8], cluster: &mut [u8]) -> Result<(), &'stat
         if input.is_empty() {
             return Err(TOO_SHORT);
         }
-        let frame = find_frame_compressed_size(input).map_err(|_| "it is not a zstd frame")?;
+        let frame =
+            find_frame_compressed_size(input).map_err(|_| "it is not a whole zstd frame")?;
         let (frame, behind) = input
             .split_at_checked(frame)
             .filter(|(frame, _)| !frame.is_empty())
-            .ok_or("it is not a zstd frame")?;
+            .ok_or("it is not a whole zstd frame")?;
         let written = DECODER
             .with_borrow_mut(|decoder| decoder.decompress(output, frame))
             .map_err(|_| "its zstd frame is damaged or longer than the cluster")?;

@@ -76,7 +76,7 @@ fn session(storage: FaultyStorage, start: &[u8]) -> Knowledge {
         known.errors += 1;
         return known;
     };
-    let mut compressed = |known: &mut Knowledge, at: usize, data: Vec<u8>| {
+    let compressed = |known: &mut Knowledge, at: usize, data: Vec<u8>| {
         known.change(at * CLUSTER, &data, |at| image.write_compressed(&data, at));
     };
     compressed(

@@ -7,6 +7,7 @@ mod common;
 mod crash;
 mod faults;
 mod foreign;
+mod hostile;
 mod model;
 mod ours;
 mod threads;
