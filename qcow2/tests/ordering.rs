@@ -188,6 +188,50 @@ fn refcount_precedes_reference() {
     );
 }
 
+/// One compressed cluster in an image that begins with another, in the same host cluster.
+fn second_compressed_cluster() -> Log {
+    Log::record(
+        &options(),
+        |_| {},
+        |image| {
+            image.write_compressed(&[1; 65536], 0).unwrap();
+            image.flush().unwrap();
+            image.write_compressed(&[2; 65536], 5 * CLUSTER).unwrap();
+            image.flush().unwrap();
+            drop(image);
+        },
+    )
+}
+
+#[test]
+fn compressed_data_precedes_mapping() {
+    let log = second_compressed_cluster();
+    let descriptor = be64(&log.bytes, log.l2(0) + 5 * 8);
+    let at = descriptor & ((1 << 54) - 1);
+    assert_eq!(descriptor >> 54, 1 << 8, "compressed, in one sector");
+    log.durable_before(
+        "compressed data",
+        &log.writes(at..at + 1),
+        &log.writes(entry(log.l2(0) + 5 * 8))[1..],
+    );
+}
+
+#[test]
+fn refcount_of_a_shared_cluster_precedes_another_reference() {
+    let log = second_compressed_cluster();
+    let descriptor = be64(&log.bytes, log.l2(0) + 5 * 8);
+    let host = (descriptor & ((1 << 54) - 1)) / CLUSTER;
+    let count = log.refcount_block(0) + host * 2;
+    let counted = be64(&log.bytes, count) >> 48;
+    assert_eq!(counted, 2, "both lie in one host cluster");
+    // The first write of each belongs to the first compressed cluster.
+    log.durable_before(
+        "the second count",
+        &log.writes(count..count + 2)[1..],
+        &log.writes(entry(log.l2(0) + 5 * 8))[1..],
+    );
+}
+
 #[test]
 fn refcount_block_precedes_table_entry() {
     // Clusters of 512 bytes and 64-bit counts: a block counts 64 clusters.
