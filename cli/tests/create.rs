@@ -22,6 +22,7 @@ fn create_makes_images_that_qemu_img_describes_in_the_same_way() {
             "cluster_size=4096,refcount_bits=8",
         ),
         ("a 1.5M -o compat=0.10", "compat=0.10"),
+        ("a 1M -o compression_type=zstd", "compression_type=zstd"),
         ("-b base -F qcow2 a", "backing_file=base,backing_fmt=qcow2"),
         (
             "-o backing_file=base,backing_fmt=qcow2,size=16M a",
@@ -58,6 +59,7 @@ fn create_replaces_a_file_only_when_nothing_is_wrong() {
     let before = std::fs::read(place.path("disk")).unwrap();
     for wrong in [
         "create disk 2M -o cluster_size=3000",
+        "create disk 2M -o compression_type=lzo",
         "create disk 2M -o cluster_size=4M",
         "create disk 2M -o refcount_bits=3",
         "create disk 2M -o nothing=1",

@@ -9,7 +9,8 @@ use crate::convert::{to_u64, to_usize};
 
 /// Farthest that a stream looks back, as a power of two. Readers may not keep more.
 const WRITE_WINDOW_BITS: u8 = 12;
-const DEFAULT_LEVEL: u32 = 6;
+/// As small as zlib's own level 6, which QEMU uses; level 6 here is faster and 0.6 % larger.
+const DEFAULT_LEVEL: u32 = 7;
 const MAX_LEVEL: u32 = 9;
 
 thread_local! {

@@ -97,7 +97,7 @@ impl Packed {
 
 impl Image {
     /// Compresses for this image. `level` is 1 to 9 for zlib and 1 to 22 for zstd; without it the
-    /// default of each, 6 and 3.
+    /// default of each, 7 and 3.
     pub fn packer(&self, level: Option<u32>) -> Packer {
         Packer {
             kind: self.compression,

@@ -4,8 +4,9 @@ use std::path::Path;
 
 use tidemark_fixtures::oracle::{qemu_img, qemu_io};
 use tidemark_fixtures::random::Random;
+use tidemark_fixtures::{golden, image_bits};
 
-use crate::common::{open_file, read_all, reading, writing};
+use crate::common::{open_bytes, open_file, read_all, reading, writing};
 use crate::{disk, to_u64, to_usize};
 
 /// `qemu-img convert -c` of a raw file.
@@ -73,6 +74,20 @@ fn every_kind_of_image_that_qemu_compresses_reads_byte_for_byte() {
     cases += 1;
     println!("{cases} kinds of compressed image made by QEMU");
     assert!(cases >= 27);
+}
+
+#[test]
+fn the_stored_compressed_images_of_qemu_read_as_it_said() {
+    for name in ["compressed", "zstd"] {
+        let image = open_bytes(golden::load(name), reading()).unwrap();
+        let facts = golden::facts(name);
+        assert_eq!(
+            image_bits::sha256_hex(&read_all(&image)),
+            facts.guest_sha256,
+            "{name}"
+        );
+        assert!(image.check().unwrap().compressed_clusters > 0);
+    }
 }
 
 #[test]
