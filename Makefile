@@ -11,6 +11,7 @@ demo: ## Tell the whole story on a real image
 	$(CARGO) run --release -- demo
 
 test: install-test-tools ## Install what the tests need (QEMU's tools) and run all tests
+	$(CARGO) fetch --locked # the licences of packages for other systems are read too
 	$(CARGO) test --workspace --locked -- --show-output
 	$(MAKE) interleavings
 
