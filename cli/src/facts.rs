@@ -10,11 +10,10 @@ use tidemark_qcow2::format::bitmap::{BitmapsExtension, DirectoryEntry, decode_di
 use tidemark_qcow2::format::chain::{self, Reading};
 use tidemark_qcow2::format::extension::{self, Extension};
 use tidemark_qcow2::format::header::{Header, autoclear, incompatible};
-use tidemark_qcow2::{Damage, Error, FileStorage, Storage};
+use tidemark_qcow2::{Damage, Error, FileStorage, SnapshotInfo, Storage, snapshots};
 
 use crate::exit::{Failure, Outcome};
 use crate::luks;
-use crate::snapshots::{self, Snapshot};
 
 /// Bytes that hold a header and, with all usual cluster sizes, its extensions.
 const FIRST_READ: usize = 64 << 10;
@@ -33,7 +32,7 @@ pub(crate) struct Facts {
     pub(crate) backing_format: Option<String>,
     pub(crate) data_file: Option<String>,
     pub(crate) bitmaps: Vec<DirectoryEntry>,
-    pub(crate) snapshots: Vec<Snapshot>,
+    pub(crate) snapshots: Vec<SnapshotInfo>,
     pub(crate) chain: Reading,
     /// What an encrypted image says of its encryption.
     pub(crate) encryption: Option<Value>,
@@ -85,7 +84,8 @@ pub(crate) fn read(path: &Path, storage: &FileStorage) -> Outcome<Facts> {
     let mut problems = Vec::new();
     let bitmaps = bitmaps(path, storage, &header, &extensions);
     let bitmaps = or_problem(bitmaps, &mut problems);
-    let snapshots = or_problem(snapshots::read(path, storage, &header), &mut problems);
+    let snapshots = snapshots::list(storage, &header).map_err(Failure::from);
+    let snapshots = or_problem(snapshots, &mut problems);
     Ok(Facts {
         backing_name: backing_name(&header, &bytes),
         backing_format: text(extension::BACKING_FORMAT),

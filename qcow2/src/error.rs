@@ -285,6 +285,9 @@ pub enum Mistake {
     /// The bitmap belongs to a checkpoint chain.
     #[error("bitmap '{0}' belongs to a checkpoint; deleting the checkpoint is the safe way")]
     BitmapInChain(String),
+    /// No snapshot with that identifier or name.
+    #[error("snapshot '{0}' not found")]
+    NoSuchSnapshot(String),
     /// The set algebra refused.
     #[error(transparent)]
     Bitmap(#[from] tidemark_bitmap::Error),

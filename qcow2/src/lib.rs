@@ -3,7 +3,8 @@
 //! Layers, bottom up; each uses those above it in this list and never those below:
 //! [`codec`] (one compressed cluster), [`mod@format`] (bytes and values), [`storage`] (the only code that meets the system), `cache`
 //! (mapping tables), `alloc` (who owns a cluster), [`image`] (the virtual disk), [`bitmaps`]
-//! (persistent bitmaps), [`mod@check`] (the consistency check).
+//! (persistent bitmaps), [`snapshots`] (moments inside the image), [`mod@check`] (the consistency
+//! check).
 
 mod alloc;
 pub mod bitmaps;
@@ -15,6 +16,7 @@ pub mod error;
 pub mod format;
 pub mod geometry;
 pub mod image;
+pub mod snapshots;
 pub mod storage;
 mod sync;
 pub mod units;
@@ -28,5 +30,6 @@ pub use image::{
     BackingReference, CreateOptions, Extent, Gate, Image, NoFiles, OpenOptions, Packed, Packer,
     PlainFiles, Update,
 };
+pub use snapshots::{Delta, Moment, SnapshotInfo};
 pub use storage::{FileStorage, MappedStorage, MemoryStorage, Sharing, Storage};
 pub use tidemark_bitmap::{Bitmap, Granularity};

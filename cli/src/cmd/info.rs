@@ -13,6 +13,7 @@ use crate::facts::{self, Facts};
 use crate::open::{Format, Share};
 use crate::out::{Out, say, warn};
 use crate::size::human;
+use crate::snapshots;
 
 /// Describe an image: size, format, bitmaps, snapshots, and its chain of checkpoints
 #[derive(Args, Debug)]
@@ -92,11 +93,7 @@ fn describe(path: &Path, facts: &Facts, file: &FileFacts) -> Map<String, Value> 
         answer.insert("backing-filename-format".into(), json!(format));
     }
     if !facts.snapshots.is_empty() {
-        let list = facts
-            .snapshots
-            .iter()
-            .map(|snapshot| snapshot.to_json())
-            .collect();
+        let list = facts.snapshots.iter().map(snapshots::to_json).collect();
         answer.insert("snapshots".into(), Value::Array(list));
     }
     answer.insert("virtual-size".into(), facts.header.disk_bytes.into());

@@ -6,12 +6,13 @@ use serde_json::Value;
 use tidemark_qcow2::format::chain::{ChainRecord, Reading};
 use tidemark_qcow2::format::header::{autoclear, compatible, incompatible};
 
-use crate::answer::{bitmap_flags, chain, date};
+use crate::answer::{bitmap_flags, chain};
 use crate::cmd::info::{FileFacts, compression, file_line, full_name};
 use crate::exit::{Exit, Outcome};
 use crate::facts::Facts;
 use crate::out::{Out, say};
 use crate::size::human;
+use crate::snapshots;
 
 /// Prints all of it.
 pub(crate) fn print(out: &mut Out, path: &Path, facts: &Facts, file: &FileFacts) -> Outcome {
@@ -42,7 +43,7 @@ pub(crate) fn print(out: &mut Out, path: &Path, facts: &Facts, file: &FileFacts)
             say!(out, "backing file format: {format}")?;
         }
     }
-    snapshots(out, facts)?;
+    snapshots::print(out, &facts.snapshots)?;
     specific(out, facts)?;
     say!(out, "Child node '/file':")?;
     say!(out, "    filename: {}", path.display())?;
@@ -50,38 +51,6 @@ pub(crate) fn print(out: &mut Out, path: &Path, facts: &Facts, file: &FileFacts)
     file_line(out, file)?;
     checkpoints(out, facts)?;
     Ok(Exit::Done)
-}
-
-fn snapshots(out: &mut Out, facts: &Facts) -> Outcome<()> {
-    if facts.snapshots.is_empty() {
-        return Ok(());
-    }
-    say!(out, "Snapshot list:")?;
-    say!(
-        out,
-        "ID      TAG               VM_SIZE                DATE        VM_CLOCK     ICOUNT"
-    )?;
-    for snapshot in &facts.snapshots {
-        let seconds = snapshot.vm_clock / 1_000_000_000;
-        let clock = format!(
-            "{:04}:{:02}:{:02}.{:03}",
-            seconds / 3600,
-            seconds / 60 % 60,
-            seconds % 60,
-            snapshot.vm_clock / 1_000_000 % 1000
-        );
-        let (id, name) = (&snapshot.id, &snapshot.name);
-        let state = human(snapshot.vm_state_bytes);
-        let date = date(snapshot.date.0.into());
-        let icount = snapshot
-            .icount
-            .map_or_else(|| "--".to_owned(), |count| count.to_string());
-        say!(
-            out,
-            "{id:<7} {name:<16} {state:>8} {date:>19} {clock:>15} {icount:>10}"
-        )?;
-    }
-    Ok(())
 }
 
 fn specific(out: &mut Out, facts: &Facts) -> Outcome<()> {

@@ -159,6 +159,18 @@ impl Image {
         self.l1.read().unwrap_or_else(PoisonError::into_inner)
     }
 
+    /// Keeps structural changes out until the guard is dropped.
+    pub(crate) fn enter(&self) -> impl Sized + '_ {
+        self.entrance.enter()
+    }
+
+    /// Shows the disk as of a snapshot: its size and its L1 table. Nobody has read from the image.
+    pub(crate) fn become_snapshot(&mut self, size: u64, l1: Vec<u64>) {
+        self.size = AtomicU64::new(size);
+        self.l1 = RwLock::new(l1.into_iter().map(AtomicU64::new).collect());
+        self.directory = Mutex::new(Directory::new(Vec::new(), None));
+    }
+
     pub(crate) fn first_cluster(&self) -> MutexGuard<'_, FirstCluster> {
         lock(&self.first)
     }

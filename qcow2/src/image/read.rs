@@ -132,7 +132,7 @@ impl Image {
     }
 
     /// Whether unallocated clusters show a backing file, opened or not.
-    pub(super) fn names_backing(&self) -> bool {
+    pub(crate) fn names_backing(&self) -> bool {
         self.backing.is_some() || self.has_backing_name
     }
 
@@ -140,7 +140,7 @@ impl Image {
         L2Entry::decode(raw, cluster.0, &self.geometry).map_err(|damage| self.file.damage(damage))
     }
 
-    pub(super) fn l1_entry(&self, number: usize) -> Result<L1Entry> {
+    pub(crate) fn l1_entry(&self, number: usize) -> Result<L1Entry> {
         let raw = self
             .l1()
             .get(number)
@@ -149,16 +149,29 @@ impl Image {
     }
 
     /// All entries of the L2 table at `offset`, read from the file.
-    pub(super) fn read_l2(&self, offset: HostOffset) -> Result<Vec<RawL2>> {
+    pub(crate) fn read_l2(&self, offset: HostOffset) -> Result<Vec<RawL2>> {
         let words = to_usize(self.geometry.table_entries(1));
         let words = self.file.read_table(offset, words, "read L2 table")?;
-        Ok(words
+        Ok(self.to_entries(&words))
+    }
+
+    /// All entries of L2 table `number`, which the active L1 table has at `offset`: as they are in
+    /// memory where they are.
+    pub(crate) fn present_l2(&self, number: usize, offset: HostOffset) -> Result<Vec<RawL2>> {
+        match self.tables.peek(number) {
+            Some(table) => Ok(self.to_entries(&table.words())),
+            None => self.read_l2(offset),
+        }
+    }
+
+    fn to_entries(&self, words: &[u64]) -> Vec<RawL2> {
+        words
             .chunks(self.geometry.words_per_l2_entry())
             .map(|entry| RawL2 {
                 entry: entry[0],
                 subclusters: entry.get(1).copied().unwrap_or(0),
             })
-            .collect())
+            .collect()
     }
 
     /// L2 table `number`, if there is one.

@@ -1,0 +1,10 @@
+//! Internal snapshots: made by QEMU and used by us, made by us and used by QEMU; contents compared
+//! for the present and for every snapshot.
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+
+#[path = "../common/mod.rs"]
+mod common;
+
+mod delta;
+mod life;
+mod reading;
