@@ -12,6 +12,7 @@ use crate::storage::Storage;
 #[derive(Clone, Debug)]
 pub(crate) struct Entry {
     pub(crate) snapshot: Snapshot,
+    #[expect(dead_code, reason = "a new table copies entries as they are")]
     pub(crate) bytes: Vec<u8>,
 }
 
