@@ -18,6 +18,7 @@ const GEOMETRY: Geometry = Geometry {
     refcount_order: 4,
     version: 3,
     extended_l2: false,
+    external_data: false,
 };
 /// Guest bytes that one input may make the engine read.
 const MAX_GUEST_BYTES: u64 = 4 << 20;

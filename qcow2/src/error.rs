@@ -189,7 +189,7 @@ pub enum Feature {
         name: Option<String>,
     },
     /// Guest data is encrypted.
-    #[error("the image is encrypted (method {0}): its data is neither read nor written")]
+    #[error("the image is encrypted (method {0}): its guest data is neither read nor written")]
     Encryption(u32),
     /// Internal snapshots, when opened for writing.
     #[error("the image has {0} internal snapshots: it can be read but not yet written")]
@@ -204,6 +204,14 @@ pub enum Feature {
     #[error("backing file {name:?}: {reason}")]
     Backing {
         /// Name as the image gives it, lossily decoded.
+        name: String,
+        /// Why it was not opened.
+        reason: String,
+    },
+    /// An external data file that the gate does not let through, or that was not opened.
+    #[error("external data file {name:?}: {reason}")]
+    DataFile {
+        /// Name as the image gives it, lossily decoded; empty when it gives none.
         name: String,
         /// Why it was not opened.
         reason: String,

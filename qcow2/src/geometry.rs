@@ -14,6 +14,8 @@ pub struct Geometry {
     pub version: u32,
     /// L2 entries have 16 bytes and say for each of 32 subclusters what it is.
     pub extended_l2: bool,
+    /// Guest data lies in an external data file, each cluster where it is on the disk.
+    pub external_data: bool,
 }
 
 impl Geometry {

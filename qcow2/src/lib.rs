@@ -27,8 +27,8 @@ pub use codec::CompressionType;
 pub use error::{Damage, Error, Feature, Mistake, Result};
 pub use format::chain;
 pub use image::{
-    BackingReference, CreateOptions, Extent, Gate, Image, NoFiles, OpenOptions, Packed, Packer,
-    PlainFiles, Update,
+    BackingReference, CreateOptions, DataFileReference, Extent, Gate, Image, NoFiles, OpenOptions,
+    Packed, Packer, PlainFiles, Update,
 };
 pub use snapshots::{Delta, Moment, SnapshotInfo};
 pub use storage::{FileStorage, MappedStorage, MemoryStorage, Sharing, Storage};

@@ -22,7 +22,6 @@ use tidemark_bitmap::Bitmap;
 use self::tracker::Tracker;
 use crate::error::{Feature, Mistake, Result};
 use crate::format::chain::Proof;
-use crate::format::header::autoclear;
 use crate::image::Image;
 
 pub use directory::BitmapInfo;
@@ -80,11 +79,7 @@ impl Image {
         let tracker = Arc::new(Tracker::new(self, &entries)?);
         let content = self.first_cluster().content().clone();
         let mut next = content.clone();
-        next.header.autoclear &= if next.bitmaps.is_some() {
-            autoclear::BITMAPS
-        } else {
-            0
-        };
+        next.header.autoclear &= next.header.upheld_autoclear(next.bitmaps.is_some());
         if let Some(record) = &mut next.record {
             for (name, health) in self.new_losses(record)? {
                 if let Some(entry) = record.checkpoint_named_mut(&name) {

@@ -18,7 +18,7 @@ fn target(entry: u64) -> Option<HostOffset> {
 }
 
 impl Census<'_> {
-    fn read_l2(&mut self, offset: HostOffset) -> Option<Vec<u8>> {
+    pub(super) fn read_l2(&mut self, offset: HostOffset) -> Option<Vec<u8>> {
         let bytes = self.geometry.cluster_bytes();
         if self.file.storage().hole_at(offset.0).unwrap_or(0) >= bytes {
             return None;
@@ -49,7 +49,7 @@ impl Census<'_> {
                 let problem = "zero clusters do not exist in version 2";
                 self.l2_problem(at, entry, problem, named);
             }
-            if let Some(data) = target(entry) {
+            if let Some(data) = self.target(entry) {
                 if !self.geometry.is_aligned(data) {
                     let problem = "the data cluster is not cluster aligned";
                     self.l2_problem(at, entry, problem, named);
@@ -59,9 +59,20 @@ impl Census<'_> {
                     self.report.fragmented_clusters += named.active;
                 }
                 follows = Some(data.plus(self.geometry.cluster_bytes()));
-                self.count_data(data, named.all);
+                if !self.geometry.external_data {
+                    self.count_data(data, named.all);
+                }
             }
         }
+    }
+
+    /// The host cluster that a standard entry names. In an external data file the first one is told
+    /// by the flag.
+    pub(super) fn target(&self, entry: u64) -> Option<HostOffset> {
+        if self.geometry.external_data && entry & (COPIED | COMPRESSED) == COPIED {
+            return Some(HostOffset(entry & OFFSET_MASK));
+        }
+        target(entry)
     }
 
     fn count_data(&mut self, data: HostOffset, times: u64) {
@@ -74,6 +85,10 @@ impl Census<'_> {
     }
 
     fn count_compressed(&mut self, at: HostOffset, entry: u64, named: Named) {
+        if self.geometry.external_data {
+            let problem = "an external data file has no compressed clusters";
+            return self.l2_problem(at, entry, problem, named);
+        }
         if entry & COPIED != 0 {
             self.l2_problem(at, entry, "a compressed cluster is never COPIED", named);
         }
@@ -102,7 +117,7 @@ impl Census<'_> {
         };
         for (slot, raw) in bytes.as_chunks::<8>().0.iter().enumerate() {
             let entry = u64::from_be_bytes(*raw);
-            if let Some(data) = target(entry) {
+            if let Some(data) = self.target(entry) {
                 self.copied("L2", place(offset, slot), entry, data, times);
             }
         }

@@ -143,7 +143,7 @@ impl Census<'_> {
         }
     }
 
-    /// Compares one flag.
+    /// Compares one flag. Clusters of an external data file are not counted: there it is always set.
     pub(super) fn copied(
         &mut self,
         table: &'static str,
@@ -152,7 +152,8 @@ impl Census<'_> {
         target: HostOffset,
         times: u64,
     ) {
-        let single = self.counts.get(self.geometry.host_cluster(target).0) == 1;
+        let outside = self.geometry.external_data && table == "L2";
+        let single = outside || self.counts.get(self.geometry.host_cluster(target).0) == 1;
         if single != (entry & COPIED != 0) {
             let finding = Finding::Copied {
                 table,
@@ -165,7 +166,7 @@ impl Census<'_> {
     }
 }
 
-fn l1_range(header: &Header) -> Range<u64> {
+pub(super) fn l1_range(header: &Header) -> Range<u64> {
     let start = header.l1_offset;
     start.0..start.0 + Geometry::entries_bytes(index(header.l1_entries))
 }

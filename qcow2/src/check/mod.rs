@@ -14,6 +14,7 @@ mod bitmaps;
 mod counts;
 mod l2;
 mod mapping;
+mod outside;
 mod pieces;
 mod refcounts;
 mod report;
@@ -34,8 +35,8 @@ use crate::format::chain::Reading;
 use crate::format::extension;
 use crate::format::header::{Header, autoclear, incompatible};
 use crate::geometry::Geometry;
-use crate::image::Image;
 use crate::image::file::ImageFile;
+use crate::image::{Image, encryption_header};
 use crate::storage::Storage;
 use crate::units::{HostCluster, HostOffset};
 
@@ -73,6 +74,7 @@ impl Image {
         let counted = census.count_all(self, &header);
         census.compare(&counted.refcount_table);
         census.check_copied(&header, &counted.tables);
+        census.check_outside(&header);
         Ok(census.report)
     }
 }
@@ -135,6 +137,9 @@ impl<'a> Census<'a> {
     fn count_all(&mut self, image: &Image, header: &Header) -> Counted {
         let tables = self.count_contents(header);
         self.count_refcount_table(header);
+        if let Some(place) = encryption_header(&image.first_cluster()) {
+            self.count_exclusive("encryption header", place.offset, place.bytes);
+        }
         self.count_bitmaps(image);
         let refcount_table = self.count_blocks(header);
         Counted {

@@ -127,6 +127,7 @@ impl Header {
                 refcount_order: tail.refcount_order,
                 version,
                 extended_l2: tail.incompatible & incompatible::EXTENDED_L2 != 0,
+                external_data: tail.incompatible & incompatible::DATA_FILE != 0,
             },
             backing_name_offset: BigEndian::read_u64(&fixed[8..16]),
             backing_name_length: BigEndian::read_u32(&fixed[16..20]),
@@ -147,6 +148,24 @@ impl Header {
         };
         header.check()?;
         Ok(header)
+    }
+
+    /// The autoclear bits that stay true when we write: that of the bitmaps, when there is a
+    /// directory, and that of a raw data file, which our writes keep equal to the disk.
+    pub fn upheld_autoclear(&self, has_bitmaps: bool) -> u64 {
+        let mut upheld = 0;
+        if has_bitmaps {
+            upheld |= autoclear::BITMAPS;
+        }
+        if self.geometry.external_data {
+            upheld |= self.autoclear & autoclear::RAW_DATA_FILE;
+        }
+        upheld
+    }
+
+    /// Whether the external data file is a raw image of the disk.
+    pub fn has_raw_data_file(&self) -> bool {
+        self.geometry.external_data && self.autoclear & autoclear::RAW_DATA_FILE != 0
     }
 
     /// Writes the header into the start of `sector`, which must hold at least its length.
@@ -210,6 +229,9 @@ impl Header {
         }
         if self.snapshot_count > limits::MAX_SNAPSHOTS {
             return field("nb_snapshots", self.snapshot_count.into());
+        }
+        if self.autoclear & autoclear::RAW_DATA_FILE != 0 && !geometry.external_data {
+            return field("autoclear_features", self.autoclear);
         }
         self.check_offsets()?;
         self.check_backing_name()

@@ -18,6 +18,8 @@ pub const MAX_SNAPSHOT_TABLE_BYTES: u64 = 64 << 20;
 pub const MAX_SNAPSHOT_EXTRA_BYTES: u32 = 1024;
 /// Bytes of the backing file name (format: "must be less than 1024").
 pub const MAX_BACKING_NAME_BYTES: u32 = 1023;
+/// Bytes of the LUKS header. QEMU sets no limit; with the longest keys it has 2 MiB.
+pub const MAX_ENCRYPTION_HEADER_BYTES: u64 = 64 << 20;
 /// Bitmaps of one image (QEMU's `QCOW2_MAX_BITMAPS`).
 pub const MAX_BITMAPS: u32 = 65_535;
 /// Bytes of the bitmap directory (QEMU's `QCOW2_MAX_BITMAP_DIRECTORY_SIZE`).

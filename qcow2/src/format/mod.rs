@@ -5,6 +5,7 @@
 
 pub mod bitmap;
 pub mod chain;
+pub mod encryption;
 pub mod extension;
 pub mod header;
 pub mod limits;

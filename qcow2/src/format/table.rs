@@ -142,7 +142,8 @@ impl L2Entry {
     /// Decodes the entry of guest cluster `cluster`.
     ///
     /// # Errors
-    /// A data cluster that is not aligned, or a zero flag in version 2.
+    /// A data cluster that is not aligned, or a zero flag in version 2; with an external data file
+    /// a compressed cluster, or one that is not where it is on the disk.
     pub fn decode(raw: RawL2, cluster: u64, geometry: &Geometry) -> Result<Self, Damage> {
         let RawL2 { entry, .. } = raw;
         let damage = |problem| Damage::Entry {
@@ -152,6 +153,9 @@ impl L2Entry {
             problem,
         };
         if entry & COMPRESSED != 0 {
+            if geometry.external_data {
+                return Err(damage("an external data file has no compressed clusters"));
+            }
             let offset_bits = compressed_offset_bits(geometry);
             return Ok(Self::Compressed {
                 offset: entry & ((1 << offset_bits) - 1),
@@ -163,14 +167,20 @@ impl L2Entry {
         if !geometry.is_aligned(offset) {
             return Err(damage("the data cluster is not cluster aligned"));
         }
+        // In an external data file cluster 0 is a place like others, told by the flag.
+        let named = offset != HostOffset::ZERO || geometry.external_data && copied;
+        if geometry.external_data && named && offset.0 >> geometry.cluster_bits != cluster {
+            let problem = "the external data file has this cluster at another place";
+            return Err(damage(problem));
+        }
         if entry & ZERO != 0 {
             if geometry.version == 2 {
                 return Err(damage("zero clusters do not exist in version 2"));
             }
-            let allocated = (offset != HostOffset::ZERO).then_some(offset);
+            let allocated = named.then_some(offset);
             return Ok(Self::Zero { allocated, copied });
         }
-        if offset == HostOffset::ZERO {
+        if !named {
             return Ok(Self::Unallocated);
         }
         Ok(Self::Normal { offset, copied })

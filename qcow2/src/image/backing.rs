@@ -1,14 +1,14 @@
-//! The layers below an image, opened only as far as the caller's gate lets them through.
+//! The files that an image names, opened only as far as the caller's gate lets them through.
 
 use std::path::{Component, Path, PathBuf};
 use std::sync::Arc;
 
-use super::{Image, OpenOptions};
+use super::{DataFileReference, Image, OpenOptions};
 use crate::convert::{to_u64, to_usize};
 use crate::error::{Feature, Result};
 use crate::format::limits;
 use crate::image::file::ImageFile;
-use crate::storage::{FileStorage, Sharing, Storage};
+use crate::storage::{FileIdentity, FileStorage, Sharing, Storage};
 use crate::units::HostOffset;
 
 /// A backing file as an image names it.
@@ -31,6 +31,20 @@ pub trait Gate: Send + Sync + std::fmt::Debug {
         reference: &BackingReference,
         from: &str,
     ) -> std::result::Result<Box<dyn Storage>, String>;
+
+    /// Opens the external data file named inside the image called `from`. It is raw by definition.
+    ///
+    /// # Errors
+    /// A sentence that says why it is not let through or cannot be opened; always, unless the
+    /// gate says otherwise.
+    fn open_data(
+        &self,
+        _reference: &DataFileReference,
+        _from: &str,
+        _writable: bool,
+    ) -> std::result::Result<Box<dyn Storage>, String> {
+        Err("external data files are not opened here".to_owned())
+    }
 }
 
 /// Lets nothing through: what a library starts from.
@@ -50,7 +64,7 @@ impl Gate for NoFiles {
 /// Lets plain path names with an explicit format through, optionally only below some directories.
 #[derive(Clone, Debug)]
 pub struct PlainFiles {
-    /// Directories that a backing file must lie below; empty: anywhere.
+    /// Directories that a backing or data file must lie below; empty: anywhere.
     pub below: Vec<PathBuf>,
     /// How the files are locked.
     pub sharing: Sharing,
@@ -90,7 +104,30 @@ impl Gate for PlainFiles {
         reference: &BackingReference,
         from: &str,
     ) -> std::result::Result<Box<dyn Storage>, String> {
-        let path = Self::resolve(&reference.name, from)?;
+        self.open_plain(&reference.name, from, false)
+    }
+
+    fn open_data(
+        &self,
+        reference: &DataFileReference,
+        from: &str,
+        writable: bool,
+    ) -> std::result::Result<Box<dyn Storage>, String> {
+        if reference.name.is_empty() {
+            return Err("the image does not say its name".to_owned());
+        }
+        self.open_plain(&reference.name, from, writable)
+    }
+}
+
+impl PlainFiles {
+    fn open_plain(
+        &self,
+        name: &[u8],
+        from: &str,
+        writable: bool,
+    ) -> std::result::Result<Box<dyn Storage>, String> {
+        let path = Self::resolve(name, from)?;
         if !self.below.is_empty() {
             let real = path.canonicalize().map_err(|error| error.to_string())?;
             let allowed = self.below.iter().any(|directory| {
@@ -102,7 +139,7 @@ impl Gate for PlainFiles {
                 return Err("it lies outside the allowed directories".to_owned());
             }
         }
-        FileStorage::open(&path, false, self.sharing)
+        FileStorage::open(&path, writable, self.sharing)
             .map(|storage| -> Box<dyn Storage> { Box::new(storage) })
             .map_err(|error| format!("{}: {error}", path.display()))
     }
@@ -150,6 +187,14 @@ impl Layer {
             depth: options.depth + 1,
         };
         Image::open(storage, below).map(|image| Self::Image(Box::new(image)))
+    }
+
+    /// Whether a file is this layer, or one of those that its data comes from.
+    pub(crate) fn is_made_of(&self, identity: FileIdentity) -> bool {
+        match self {
+            Self::Image(image) => image.is_made_of(identity),
+            Self::Raw { file, .. } => file.storage().identity() == Some(identity),
+        }
     }
 
     /// Virtual size of the layer.

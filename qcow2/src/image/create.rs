@@ -1,13 +1,11 @@
 //! Creating an image: header, one refcount block, an empty L1.
 
-use std::sync::Arc;
-
-use super::{BackingReference, Image, OpenOptions};
+use super::{BackingReference, DataFileReference, Image, OpenOptions, data_file};
 use crate::codec::CompressionType;
 use crate::convert::{to_u32, to_u64, to_usize};
 use crate::error::{Mistake, Result};
 use crate::format::extension::{self, Extension};
-use crate::format::header::{Header, V2_LENGTH, V3_LENGTH, incompatible};
+use crate::format::header::{Header, V2_LENGTH, V3_LENGTH, autoclear, compatible, incompatible};
 use crate::format::{limits, refcount};
 use crate::geometry::Geometry;
 use crate::image::file::ImageFile;
@@ -29,6 +27,10 @@ pub struct CreateOptions {
     pub compression_type: CompressionType,
     /// The image that shows through where nothing is written.
     pub backing: Option<BackingReference>,
+    /// A file of its own for guest data, opened through the gate and emptied.
+    pub data_file: Option<DataFileReference>,
+    /// Say that refcount updates may be postponed. We never postpone them; others may.
+    pub lazy_refcounts: bool,
 }
 
 impl CreateOptions {
@@ -41,6 +43,8 @@ impl CreateOptions {
             version: 3,
             compression_type: CompressionType::Zlib,
             backing: None,
+            data_file: None,
+            lazy_refcounts: false,
         }
     }
 
@@ -61,11 +65,13 @@ impl CreateOptions {
         if self.version == 2 && self.compression_type != CompressionType::Zlib {
             return problem("compression_type", "version 2 images only have zlib");
         }
+        self.check_features()?;
         let geometry = Geometry {
             cluster_bits: self.cluster_bits,
             refcount_order: self.refcount_bits.trailing_zeros(),
             version: self.version,
             extended_l2: false,
+            external_data: self.data_file.is_some(),
         };
         let too_large = self.size > limits::MAX_DISK_BYTES
             || geometry.l1_entries_for(self.size) * 8 > limits::MAX_L1_BYTES;
@@ -73,6 +79,35 @@ impl CreateOptions {
             return problem("size", "too large for this cluster size");
         }
         Ok(geometry)
+    }
+
+    fn incompatible(&self) -> u64 {
+        let compression = match self.compression_type {
+            CompressionType::Zlib => 0,
+            CompressionType::Zstd => incompatible::COMPRESSION,
+        };
+        let outside = u64::from(self.data_file.is_some()) * incompatible::DATA_FILE;
+        compression | outside
+    }
+
+    fn check_features(&self) -> std::result::Result<(), Mistake> {
+        let problem = |option, problem| Err(Mistake::Option { option, problem });
+        if self.version == 2 && self.lazy_refcounts {
+            return problem("lazy_refcounts", "version 2 images cannot say so");
+        }
+        let Some(data_file) = &self.data_file else {
+            return Ok(());
+        };
+        if self.version == 2 {
+            return problem("data_file", "version 2 images cannot have one");
+        }
+        if data_file.name.is_empty() {
+            return problem("data_file", "its name is empty");
+        }
+        if data_file.raw && self.backing.is_some() {
+            return problem("data_file_raw", "a raw disk cannot have a backing file");
+        }
+        Ok(())
     }
 }
 
@@ -92,18 +127,22 @@ impl Image {
             .geometry()
             .map_err(|mistake| file.invalid(mistake))?;
         let plan = Plan::new(options, geometry).map_err(|mistake| file.invalid(mistake))?;
+        let open = OpenOptions {
+            writable: true,
+            ..open
+        };
+        if let Some(reference) = &options.data_file {
+            data_file::prepare(reference, &file, plan.header.disk_bytes, &open)?;
+        }
         file.storage()
             .set_len(0)
             .map_err(|error| file.io(error, "truncate", 0))?;
         plan.write(&file)?;
-        Self::open(
-            file.into_storage(),
-            OpenOptions {
-                writable: true,
-                gate: Arc::clone(&open.gate),
-                ..open
-            },
-        )
+        let image = Self::open(file.into_storage(), open)?;
+        if image.keeps_raw() {
+            image.map_whole_disk()?;
+        }
+        Ok(image)
     }
 }
 
@@ -144,12 +183,13 @@ impl Plan {
             refcount_table_clusters: to_u32(table_clusters),
             snapshot_count: 0,
             snapshots_offset: HostOffset::ZERO,
-            incompatible: match options.compression_type {
-                CompressionType::Zlib => 0,
-                CompressionType::Zstd => incompatible::COMPRESSION,
-            },
-            compatible: 0,
-            autoclear: 0,
+            incompatible: options.incompatible(),
+            compatible: u64::from(options.lazy_refcounts) * compatible::LAZY_REFCOUNTS,
+            autoclear: options
+                .data_file
+                .as_ref()
+                .filter(|data_file| data_file.raw)
+                .map_or(0, |_| autoclear::RAW_DATA_FILE),
             compression_type: options.compression_type.byte(),
             length: if geometry.version == 2 {
                 V2_LENGTH
@@ -158,7 +198,7 @@ impl Plan {
             },
             unknown_tail: Vec::new(),
         };
-        let (header, first_cluster) = first_cluster(header, options.backing.as_ref())?;
+        let (header, first_cluster) = first_cluster(header, options)?;
         Ok(Self {
             header,
             first_cluster,
@@ -202,20 +242,26 @@ impl Plan {
 
 fn first_cluster(
     mut header: Header,
-    backing: Option<&BackingReference>,
+    options: &CreateOptions,
 ) -> std::result::Result<(Header, Vec<u8>), Mistake> {
     let cluster = header.geometry.cluster_len();
+    let backing = options.backing.as_ref();
     let mut bytes = vec![0; header.length];
+    let mut add = |kind, data: &[u8]| {
+        Extension {
+            kind,
+            data_offset: 0,
+            data: data.to_vec(),
+        }
+        .write(&mut bytes);
+    };
     if let Some(backing) = backing
         && !backing.format.is_empty()
     {
-        let data = backing.format.as_bytes().to_vec();
-        Extension {
-            kind: extension::BACKING_FORMAT,
-            data_offset: 0,
-            data,
-        }
-        .write(&mut bytes);
+        add(extension::BACKING_FORMAT, backing.format.as_bytes());
+    }
+    if let Some(data_file) = &options.data_file {
+        add(extension::DATA_FILE, &data_file.name);
     }
     if header.geometry.version == 3 && cluster > 4096 {
         extension::feature_names().write(&mut bytes);
@@ -233,6 +279,13 @@ fn first_cluster(
                 problem,
             });
         }
+    }
+    if bytes.len() > cluster {
+        let problem = "the name does not fit into the first cluster";
+        return Err(Mistake::Option {
+            option: "data_file",
+            problem,
+        });
     }
     bytes.resize(cluster, 0);
     header.write(&mut bytes);

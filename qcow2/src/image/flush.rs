@@ -2,7 +2,8 @@
 //!
 //! A flush has two phases with a barrier after each:
 //! - A: marks of staged regions, refcounts, L2 tables that nothing on disk names yet. Guest data
-//!   was issued before. Nothing written here is referred to.
+//!   was issued before; in an external data file it is made durable first. Nothing written here
+//!   is referred to.
 //! - B: L2 entries of tables in place, then L1 entries.
 //!
 //! Only then are replaced clusters freed: their references are durably gone.
@@ -86,6 +87,7 @@ impl Image {
     }
 
     fn sync_taken(&self, parts: &[DirtyPart]) -> Result<()> {
+        self.flush_data_file()?;
         let tracker = self.tracker();
         let fresh: Vec<&DirtyPart> = parts.iter().filter(|part| part.fresh).collect();
         for part in &fresh {

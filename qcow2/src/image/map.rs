@@ -23,7 +23,8 @@ pub struct Extent {
     pub data: bool,
     /// The data is compressed.
     pub compressed: bool,
-    /// Byte in that layer's file where the data starts.
+    /// Byte in that layer's file, or external data file, where the data starts; none when it is
+    /// compressed or encrypted.
     pub offset: Option<u64>,
 }
 
@@ -104,7 +105,8 @@ impl Image {
         let extent = match entry {
             L2Entry::Unallocated => return self.map_below(start, end, depth, out),
             L2Entry::Zero { allocated, .. } => {
-                let offset = allocated.map(|host| host.0 + inside);
+                let shown = allocated.and_then(|host| self.shown_offset(host));
+                let offset = shown.map(|host| host.0 + inside);
                 Extent {
                     zero: true,
                     data: false,
@@ -113,7 +115,7 @@ impl Image {
                 }
             }
             L2Entry::Normal { offset, .. } => Extent {
-                offset: Some(offset.0 + inside),
+                offset: self.shown_offset(offset).map(|host| host.0 + inside),
                 ..base
             },
             L2Entry::Compressed { .. } => Extent {

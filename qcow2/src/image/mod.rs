@@ -8,6 +8,7 @@
 
 mod backing;
 mod create;
+mod data_file;
 mod expand;
 pub(crate) mod file;
 pub(crate) mod first_cluster;
@@ -27,12 +28,14 @@ use std::time::Instant;
 
 pub use backing::{BackingReference, Gate, NoFiles, PlainFiles};
 pub use create::CreateOptions;
+pub use data_file::DataFileReference;
 pub use map::Extent;
 pub use open::OpenOptions;
 pub use pack::{Packed, Packer};
 pub use update::Update;
 
 use self::backing::Layer;
+use self::data_file::GuestData;
 use self::expand::ExpandedClusters;
 use self::file::ImageFile;
 use self::first_cluster::FirstCluster;
@@ -44,6 +47,7 @@ use crate::cache::TableCache;
 use crate::codec::CompressionType;
 use crate::error::{Error, Mistake, Result};
 use crate::format::chain::Reading;
+use crate::format::encryption::EncryptionHeader;
 use crate::format::header::{Header, incompatible};
 use crate::format::table::L1Entry;
 use crate::geometry::Geometry;
@@ -62,6 +66,7 @@ pub struct Image {
     size: AtomicU64,
     writable: bool,
     backing: Option<Layer>,
+    guest: GuestData,
     has_backing_name: bool,
     /// Entries of the active L1 table as they should be on disk. The table is replaced as a whole
     /// only while the entrance is closed and all cluster locks are owned.
@@ -97,6 +102,13 @@ impl std::fmt::Debug for Image {
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// Where the encryption header lies; checked when the image was opened.
+pub(crate) fn encryption_header(first: &FirstCluster) -> Option<EncryptionHeader> {
+    EncryptionHeader::find(first.header(), first.others())
+        .ok()
+        .flatten()
 }
 
 impl Image {
@@ -147,11 +159,6 @@ impl Image {
 
     /// The file, for modules that read structures of their own.
     pub(crate) fn file(&self) -> &ImageFile {
-        &self.file
-    }
-
-    /// The file that holds guest data.
-    pub(crate) fn guest_file(&self) -> &ImageFile {
         &self.file
     }
 
@@ -228,6 +235,10 @@ impl Image {
                 let bytes = self.geometry.cluster_bytes();
                 structures.push(structure("L2 table", offset, bytes, false));
             }
+        }
+        if let Some(place) = encryption_header(first) {
+            let name = "encryption header";
+            structures.push(structure(name, place.offset, place.bytes, true));
         }
         let directory = lock(&self.directory);
         for (offset, bytes) in directory.places() {

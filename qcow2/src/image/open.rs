@@ -4,6 +4,7 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use super::backing::Layer;
+use super::data_file::{self, GuestData};
 use super::expand::ExpandedClusters;
 use super::file::ImageFile;
 use super::first_cluster::FirstCluster;
@@ -14,6 +15,7 @@ use crate::cache::TableCache;
 use crate::codec::CompressionType;
 use crate::convert::{index, low_byte, to_usize};
 use crate::error::{Damage, Feature, Result};
+use crate::format::encryption::EncryptionHeader;
 use crate::format::extension;
 use crate::format::header::{Header, incompatible};
 use crate::format::table::L1Entry;
@@ -69,8 +71,8 @@ const FIRST_READ: usize = 64 << 10;
 impl Image {
     /// Opens an existing image.
     ///
-    /// An image with a backing file opens it too, through the gate; when the gate refuses, opening
-    /// fails.
+    /// An image with a backing file or an external data file opens it too, through the gate; when
+    /// the gate refuses, opening fails.
     ///
     /// # Errors
     /// Damage, features that are not handled (all of them before the first write), or I/O.
@@ -81,25 +83,28 @@ impl Image {
             Some(reference) => Some(Layer::open(&reference, &file, &options)?),
             None => None,
         };
-        Self::assemble(file, first, backing, options.writable)
+        let guest = GuestData::open(&first, &file, backing.as_ref(), &options)?;
+        Self::assemble(file, first, backing, guest, options.writable)
     }
 
-    /// Opens an image without its backing file, for questions about the image alone: its bitmaps,
-    /// its chain record, its own mapping. Reading guest data that the backing file would provide
-    /// fails.
+    /// Opens an image without its backing file and its external data file, for questions about the
+    /// image alone: its bitmaps, its chain record, its own mapping. Reading guest data that one of
+    /// them would provide fails.
     ///
     /// # Errors
     /// As [`open`](Self::open).
     pub fn open_unbacked(storage: Box<dyn Storage>, writable: bool) -> Result<Self> {
         let file = ImageFile::new(storage);
         let first = read_first_cluster(&file)?;
-        Self::assemble(file, first, None, writable)
+        let guest = GuestData::unopened(&first);
+        Self::assemble(file, first, None, guest, writable)
     }
 
     fn assemble(
         file: ImageFile,
         first: FirstCluster,
         backing: Option<Layer>,
+        guest: GuestData,
         writable: bool,
     ) -> Result<Self> {
         let header = first.header().clone();
@@ -118,6 +123,7 @@ impl Image {
             size: AtomicU64::new(header.disk_bytes),
             writable,
             backing,
+            guest,
             has_backing_name: !first.backing_name().is_empty(),
             l1: RwLock::new(l1),
             tables: TableCache::new(&header.geometry),
@@ -160,10 +166,11 @@ fn read_first_cluster(file: &ImageFile) -> Result<FirstCluster> {
 /// Features without which not even reading is right.
 fn refuse_unknown(file: &ImageFile, first: &FirstCluster) -> Result<()> {
     let header = first.header();
-    if header.encryption != 0 {
-        return Err(file.unsupported(Feature::Encryption(header.encryption)));
-    }
-    let handled = incompatible::DIRTY | incompatible::CORRUPT | incompatible::COMPRESSION;
+    EncryptionHeader::find(header, first.others()).map_err(|error| file.format(error))?;
+    let handled = incompatible::DIRTY
+        | incompatible::CORRUPT
+        | incompatible::DATA_FILE
+        | incompatible::COMPRESSION;
     let unknown = header.incompatible & !handled;
     if unknown != 0 {
         let bit = low_byte(unknown.trailing_zeros().into());
@@ -191,6 +198,7 @@ fn refuse_writing(file: &ImageFile, header: &Header) -> Result<()> {
     if header.incompatible & incompatible::DIRTY != 0 {
         return Err(file.unsupported(Feature::Dirty));
     }
+    data_file::refuse_contradictions(file, header)?;
     if header.snapshot_count != 0 {
         return Err(file.unsupported(Feature::Snapshots(header.snapshot_count)));
     }

@@ -116,6 +116,7 @@ impl Image {
         self.check_writable()?;
         self.check_range(offset, to_u64(data.len()))?;
         self.check_whole_clusters(offset, to_u64(data.len()))?;
+        self.require_compressible()?;
         self.write_packed(&self.packer(None).pack(data), offset)
     }
 
@@ -129,6 +130,7 @@ impl Image {
         self.check_writable()?;
         self.check_range(offset, packed.bytes)?;
         self.check_whole_clusters(offset, packed.bytes)?;
+        self.require_compressible()?;
         let level = packed.packer.level;
         if packed.packer != self.packer(level) {
             return Err(self.file.invalid(Mistake::Option {

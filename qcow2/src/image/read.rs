@@ -26,9 +26,11 @@ impl Image {
     /// Fills `buf` with the disk's content from byte `offset` on.
     ///
     /// # Errors
-    /// A range outside the disk, a damaged cluster, or I/O.
+    /// A range outside the disk, a damaged cluster, an encrypted image, a data file that was not
+    /// opened, or I/O.
     pub fn read(&self, buf: &mut [u8], offset: u64) -> Result<()> {
         self.check_range(offset, to_u64(buf.len()))?;
+        self.guest_file()?;
         let mut rest = buf;
         let mut at = offset;
         while !rest.is_empty() {
@@ -58,7 +60,7 @@ impl Image {
             let (source, len) = self.run_at(&table, at, to_u64(rest.len()))?;
             let (piece, after) = rest.split_at_mut(to_usize(len));
             match source {
-                Source::Host(host) => self.guest_file().read(piece, host, "read data")?,
+                Source::Host(host) => self.guest_file()?.read(piece, host, "read data")?,
                 Source::Zeros => piece.fill(0),
                 Source::Below => self.read_below(piece, at)?,
                 Source::Compressed(data) => self.read_compressed(piece, at, data)?,

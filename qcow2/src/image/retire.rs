@@ -101,6 +101,9 @@ impl Image {
             if clusters.contains(&self.geometry.host_cluster(offset).0) {
                 return Ok(true);
             }
+            if self.has_external_data() {
+                continue;
+            }
             for (slot, raw) in self.read_l2(offset)?.into_iter().enumerate() {
                 let guest =
                     GuestCluster(to_u64(number) * self.geometry.l2_entries() + to_u64(slot));

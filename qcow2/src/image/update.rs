@@ -20,7 +20,7 @@ use crate::convert::{to_u32, to_u64, to_usize};
 use crate::error::{Error, Feature, Mistake, Result};
 use crate::format::bitmap::{self, BitmapsExtension, DirectoryEntry, TableEntry};
 use crate::format::chain::ChainRecord;
-use crate::format::header::{Header, autoclear};
+use crate::format::header::Header;
 use crate::format::limits;
 use crate::units::HostOffset;
 
@@ -473,11 +473,7 @@ fn next_content(
     // It may have moved while the structures were written.
     header.refcount_table_offset = present.refcount_table_offset;
     header.refcount_table_clusters = present.refcount_table_clusters;
-    header.autoclear = if bitmaps.is_some() {
-        autoclear::BITMAPS
-    } else {
-        0
-    };
+    header.autoclear = wanted.upheld_autoclear(bitmaps.is_some());
     Content {
         header,
         bitmaps,

@@ -19,7 +19,7 @@ use crate::sync::atomic::Ordering;
 use crate::units::{GuestCluster, HostCluster, HostOffset};
 
 /// Dirty L2 tables that are too many to keep back until the caller flushes.
-const MAX_DIRTY_TABLES: usize = 1024;
+pub(super) const MAX_DIRTY_TABLES: usize = 1024;
 /// Zeros written at once where the format has no better way.
 const ZERO_PIECE: u64 = 1 << 20;
 
@@ -28,8 +28,8 @@ impl Image {
     /// [`flush`](Self::flush).
     ///
     /// # Errors
-    /// A range outside the disk, a read-only image, damage, or I/O; then none, some or all of the
-    /// range has changed, and all of it is marked.
+    /// A range outside the disk, a read-only or encrypted image, a data file that was not opened,
+    /// damage, or I/O; then none, some or all of the range has changed, and all of it is marked.
     pub fn write(&self, data: &[u8], offset: u64) -> Result<()> {
         self.change(offset, to_u64(data.len()), |tracker, at, len| {
             let from = to_usize(at - offset);
@@ -102,6 +102,7 @@ impl Image {
     ) -> Result<()> {
         self.check_writable()?;
         self.check_range(offset, len)?;
+        self.guest_file()?;
         if len == 0 {
             return Ok(());
         }
@@ -110,6 +111,10 @@ impl Image {
         }
         let _guest = self.entrance.enter();
         let tracker = self.tracking()?;
+        if self.has_external_data() {
+            // The mapping on disk may name the place already: only the mark stands before it.
+            tracker.cover_durably(self, offset..offset + len)?;
+        }
         work(&tracker)
     }
 
@@ -202,7 +207,7 @@ impl Image {
         let len = to_usize(len).min(data.len());
         tracker.cover_durably(self, offset..offset + to_u64(len))?;
         tracker.mark(self, offset..offset + to_u64(len))?;
-        self.guest_file()
+        self.guest_file()?
             .write(&data[..len], host.plus(inside), "write data")?;
         Ok(len)
     }
@@ -240,6 +245,9 @@ impl Image {
         let base = to_u64(number) * self.geometry.l2_entries();
         self.with_allocator(|allocator, _| {
             self.guard_place(allocator, "L2 table", table.offset())?;
+            if self.has_external_data() {
+                return Ok(());
+            }
             for slot in 0..self.geometry.l2_entries() {
                 let cluster = GuestCluster(base + slot);
                 let entry = self.decode(table.entry(to_usize(slot)), cluster)?;
@@ -302,9 +310,12 @@ impl Image {
             // Somebody allocated it since we looked.
             return Ok(0);
         }
+        if self.keeps_raw() {
+            // Then it can be written in place.
+            return self.map_raw(number, &table, cluster, &old).map(|()| 0);
+        }
         let inside = self.geometry.offset_in_cluster(offset);
-        let run =
-            self.with_allocator(|allocator, _| allocator.allocate(&self.file, to_u64(old.len())))?;
+        let run = self.place_clusters(cluster, to_u64(old.len()))?;
         let old = &old[..to_usize(run.clusters)];
         let room = to_usize(run.clusters << self.geometry.cluster_bits) - to_usize(inside);
         let len = room.min(data.len());
@@ -314,7 +325,7 @@ impl Image {
             .and_then(|()| self.fill_run(run, &data[..len], offset));
         if let Err(error) = written {
             // Nothing refers to the clusters yet.
-            self.with_allocator(|allocator, _| allocator.free_now(&self.file, &[run]))?;
+            self.give_up(run)?;
             return Err(error);
         }
         let raw: Vec<RawL2> = (0..run.clusters)
@@ -354,10 +365,10 @@ impl Image {
     /// Puts `data` into new clusters, the rest of them filled with what the disk had there.
     fn fill_run(&self, run: HostRun, data: &[u8], offset: u64) -> Result<()> {
         let inside = to_usize(self.geometry.offset_in_cluster(offset));
-        let total = to_usize(run.clusters << self.geometry.cluster_bits);
+        let total = to_usize(self.room_for_data(run.start, run.clusters));
         let tail = total - inside - data.len();
         if inside == 0 && tail == 0 {
-            return self.guest_file().write(data, run.start, "write data");
+            return self.guest_file()?.write(data, run.start, "write data");
         }
         let start = offset - to_u64(inside);
         let end = offset + to_u64(data.len());
@@ -369,7 +380,7 @@ impl Image {
             run.untouched && self.reads_as_zero(clusters[0])? && self.reads_as_zero(clusters[1])?;
         if blank {
             return self
-                .guest_file()
+                .guest_file()?
                 .write(data, run.start.plus(to_u64(inside)), "write data");
         }
         let mut whole = vec![0; total];
@@ -377,11 +388,14 @@ impl Image {
         let readable = to_usize(self.size().saturating_sub(end)).min(tail);
         self.read_group(&mut whole[inside + data.len()..][..readable], end)?;
         whole[inside..inside + data.len()].copy_from_slice(data);
-        self.guest_file().write(&whole, run.start, "write data")
+        self.guest_file()?.write(&whole, run.start, "write data")
     }
 
     /// Drops the references that replaced entries held.
     pub(super) fn free_replaced(&self, old: impl Iterator<Item = L2Entry>) -> Result<()> {
+        if self.has_external_data() {
+            return Ok(());
+        }
         let gone: Vec<HostRun> = old
             .filter_map(|entry| entry.host_run(&self.geometry))
             .map(|(first, clusters)| HostRun {
@@ -403,6 +417,10 @@ impl Image {
     fn unmap_group(&self, tracker: &Tracker, offset: u64, len: u64) -> Result<()> {
         let cluster = self.geometry.guest_cluster(offset);
         let _owned = self.clusters.own(cluster);
+        if self.keeps_raw() {
+            tracker.mark(self, offset..offset + len)?;
+            return self.zero_data(offset, len);
+        }
         let (number, first_slot) = self.geometry.table_indexes(cluster);
         let showing = self.names_backing();
         if !showing && self.table(number)?.is_none() {
@@ -421,6 +439,7 @@ impl Image {
         }
         let raw = vec![zero.into(); to_usize(count)];
         self.tables.set(number, &table, first_slot, &raw);
+        self.discard_outside(&old);
         self.free_replaced(old.into_iter())
     }
 

@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use nix::fcntl::{FallocateFlags, fallocate};
 use nix::unistd::Whence;
 
-use super::{Storage, lock};
+use super::{FileIdentity, Storage, lock};
 use crate::convert::{to_u64, to_usize};
 
 pub use super::lock::Sharing;
@@ -173,6 +173,10 @@ impl Storage for FileStorage {
 
     fn name(&self) -> String {
         self.path.display().to_string()
+    }
+
+    fn identity(&self) -> Option<FileIdentity> {
+        FileIdentity::of(&self.file)
     }
 
     fn hole_at(&self, offset: u64) -> io::Result<u64> {

@@ -22,6 +22,29 @@ pub use file::{FileStorage, Sharing};
 pub use mapped::MappedStorage;
 pub use memory::MemoryStorage;
 
+/// A file of the system, whatever its names.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct FileIdentity {
+    /// Device that the file lies on; of a block device the device itself.
+    pub device: u64,
+    /// Number of the file there; zero for a block device.
+    pub inode: u64,
+}
+
+impl FileIdentity {
+    /// The identity of an open file.
+    fn of(file: &std::fs::File) -> Option<Self> {
+        use std::os::unix::fs::{FileTypeExt, MetadataExt};
+        let metadata = file.metadata().ok()?;
+        if metadata.file_type().is_block_device() {
+            let (device, inode) = (metadata.rdev(), 0);
+            return Some(Self { device, inode });
+        }
+        let (device, inode) = (metadata.dev(), metadata.ino());
+        Some(Self { device, inode })
+    }
+}
+
 /// Random-access bytes with an explicit durability barrier.
 pub trait Storage: Send + Sync + Debug {
     /// Reads into `buf` from byte `offset`; returns the bytes read, fewer than asked only at the
@@ -57,6 +80,12 @@ pub trait Storage: Send + Sync + Debug {
 
     /// What an error message calls it: a path for a file.
     fn name(&self) -> String;
+
+    /// Which file of the system it is, so that two names of one file can be told; `None` for what
+    /// is no file.
+    fn identity(&self) -> Option<FileIdentity> {
+        None
+    }
 
     /// Bytes in a row at `offset` that certainly read as zero because nothing is stored there;
     /// zero when that is unknown. A hint that saves reading holes, never needed for correctness.
