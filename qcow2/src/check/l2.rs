@@ -85,12 +85,12 @@ impl Census<'_> {
     }
 
     fn count_compressed(&mut self, at: HostOffset, entry: u64, named: Named) {
+        if entry & COPIED != 0 {
+            self.l2_problem(at, entry, "a compressed cluster is never COPIED", named);
+        }
         if self.geometry.external_data {
             let problem = "an external data file has no compressed clusters";
             return self.l2_problem(at, entry, problem, named);
-        }
-        if entry & COPIED != 0 {
-            self.l2_problem(at, entry, "a compressed cluster is never COPIED", named);
         }
         let (start, bytes) = compressed_range(entry, &self.geometry);
         self.count("compressed cluster", start, bytes, named.all);
