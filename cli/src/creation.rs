@@ -4,7 +4,7 @@
 //! Names and values are those of qemu-img. A feature of the format that a new image can have adds
 //! one row to [`OPTIONS`] and, usually, one field to [`CreateOptions`].
 
-use tidemark_qcow2::{BackingReference, CompressionType, CreateOptions};
+use tidemark_qcow2::{BackingReference, CompressionType, CreateOptions, DataFileReference};
 
 use crate::exit::{Failure, Outcome};
 use crate::size;
@@ -85,13 +85,27 @@ const OPTIONS: &[Row] = &[
         name: "data_file",
         value: "<str>",
         help: "file that holds the guest's data",
-        set: |_, _| Err(Refusal::NotYet),
+        set: |wanted, value| {
+            if value.is_empty()
+                || value
+                    .split('/')
+                    .next()
+                    .is_some_and(|head| head.contains(':'))
+            {
+                return wrong("must be a plain path name");
+            }
+            wanted.data_file = Some(value.to_owned());
+            Ok(())
+        },
     },
     Row {
         name: "data_file_raw",
         value: "<on/off>",
         help: "the data file stays a raw image of the disk",
-        set: |_, value| off(value),
+        set: |wanted, value| {
+            wanted.data_file_raw = switch(value)?;
+            Ok(())
+        },
     },
     Row {
         name: "encryption",
@@ -108,8 +122,11 @@ const OPTIONS: &[Row] = &[
     Row {
         name: "lazy_refcounts",
         value: "<on/off>",
-        help: "postpone refcount updates",
-        set: |_, value| off(value),
+        help: "let others postpone refcount updates",
+        set: |wanted, value| {
+            wanted.options.lazy_refcounts = switch(value)?;
+            Ok(())
+        },
     },
     Row {
         name: "preallocation",
@@ -181,6 +198,10 @@ pub(crate) struct Creation {
     pub(crate) backing: Option<String>,
     /// `backing_fmt=`.
     pub(crate) backing_format: Option<String>,
+    /// `data_file=`.
+    pub(crate) data_file: Option<String>,
+    /// `data_file_raw=`.
+    pub(crate) data_file_raw: bool,
 }
 
 impl Creation {
@@ -191,6 +212,8 @@ impl Creation {
             size: None,
             backing: None,
             backing_format: None,
+            data_file: None,
+            data_file_raw: false,
         };
         for (key, value) in pairs(arguments)? {
             wanted.set(&key, &value)?;
@@ -212,6 +235,17 @@ impl Creation {
                 Failure::unsupported(format!("-o {key}={value} is not supported yet"))
             }
         })
+    }
+
+    /// The external data file.
+    pub(crate) fn data_file_reference(&self) -> Outcome<Option<DataFileReference>> {
+        if self.data_file_raw && self.data_file.is_none() {
+            return Err(Failure::usage("-o data_file_raw=on: it needs data_file"));
+        }
+        Ok(self.data_file.as_ref().map(|name| DataFileReference {
+            name: name.clone().into_bytes(),
+            raw: self.data_file_raw,
+        }))
     }
 
     /// The backing file, with the format that the command line must give.

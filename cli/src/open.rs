@@ -30,10 +30,10 @@ pub(crate) struct Share {
 /// Which files named inside an image may be opened.
 #[derive(Args, Clone, Debug, Default)]
 pub(crate) struct Gates {
-    /// Open no backing file
+    /// Open no backing file and no data file
     #[arg(long)]
     pub(crate) no_backing: bool,
-    /// Open backing files only below DIR (may be repeated)
+    /// Open backing and data files only below DIR (may be repeated)
     #[arg(long, value_name = "DIR", conflicts_with = "no_backing")]
     pub(crate) allow_backing: Vec<PathBuf>,
 }

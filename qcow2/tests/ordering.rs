@@ -6,11 +6,15 @@
 mod common;
 
 use std::ops::Range;
+use std::sync::Arc;
 
 use common::{add_bitmap, granularity, open_bytes, reading, writing};
-use tidemark_fixtures::storage::{CrashStorage, Event, EventKind};
+use tidemark_fixtures::storage::{CrashStorage, CrashWorld, Event, EventKind};
 use tidemark_qcow2::chain::Scheme;
-use tidemark_qcow2::{CreateOptions, Error, Image, proof};
+use tidemark_qcow2::{
+    BackingReference, CreateOptions, DataFileReference, Error, Gate, Image, OpenOptions, Storage,
+    proof,
+};
 
 const CLUSTER: u64 = 65536;
 const SIZE: u64 = 64 << 20;
@@ -443,4 +447,147 @@ fn a_region_that_was_narrowed_is_wide_again_before_it_is_overwritten() {
     let mark = *marks.iter().rev().find(|&&mark| mark < again).unwrap();
     assert!(mark > data[0], "the second overwrite has a mark of its own");
     log.durable_before("the mark", &[mark], &[again]);
+}
+
+/// Hands out one storage as the data file.
+#[derive(Clone, Debug)]
+struct Beside(CrashStorage);
+
+impl Gate for Beside {
+    fn open(&self, _: &BackingReference, _: &str) -> Result<Box<dyn Storage>, String> {
+        Err("there is no backing file".to_owned())
+    }
+
+    fn open_data(
+        &self,
+        _: &DataFileReference,
+        _: &str,
+        _: bool,
+    ) -> Result<Box<dyn Storage>, String> {
+        Ok(Box::new(self.0.clone()))
+    }
+}
+
+/// Events of a session on an image (disk 0) with a data file (disk 1), and the image's first bytes.
+fn record_beside(raw: bool, work: impl FnOnce(&Image)) -> Vec<Event> {
+    let (storage, data) = (CrashStorage::new(Vec::new()), CrashStorage::new(Vec::new()));
+    let options = CreateOptions {
+        data_file: Some(DataFileReference {
+            name: b"data.raw".to_vec(),
+            raw,
+        }),
+        ..CreateOptions::new(SIZE)
+    };
+    let gate = |data: &CrashStorage| OpenOptions::writing(Arc::new(Beside(data.clone())));
+    let image = Image::create(Box::new(storage.clone()), &options, gate(&data)).unwrap();
+    image.write(&[1; 4096], 0).unwrap();
+    add_bitmap(&image, "b", CLUSTER);
+    image.close().unwrap();
+    let world = CrashWorld::new(vec![storage.to_bytes(), data.to_bytes()]);
+    let image = Image::open(Box::new(world.disk(0)), gate(&world.disk(1))).unwrap();
+    work(&image);
+    drop(image);
+    world.log().events().to_vec()
+}
+
+fn position(events: &[Event], what: impl Fn(&Event) -> bool) -> usize {
+    events.iter().position(what).expect("it happened")
+}
+
+#[test]
+fn mark_is_durable_before_data_outside() {
+    let changes: [(&str, bool, fn(&Image)); 5] = [
+        ("overwrite", false, |image| {
+            image.write(&[2; 512], 0).unwrap()
+        }),
+        ("new cluster", false, |image| {
+            image.write(&[2; 512], 3 << 20).unwrap()
+        }),
+        ("discard", false, |image| image.discard(0, CLUSTER).unwrap()),
+        ("raw zeros", true, |image| {
+            image.write_zeroes(0, CLUSTER).unwrap()
+        }),
+        ("raw discard", true, |image| {
+            image.discard(0, CLUSTER).unwrap()
+        }),
+    ];
+    for (name, raw, change) in changes {
+        let events = record_beside(raw, change);
+        let data = position(&events, |event| event.disk == 1 && event.is_change());
+        let flushes: Vec<usize> = (0..data)
+            .filter(|&at| events[at].disk == 0 && events[at].kind == EventKind::Flush)
+            .collect();
+        let mark = position(&events, |event| event.disk == 0 && event.is_change());
+        let durable = flushes.iter().any(|&flush| mark < flush);
+        assert!(durable, "{name}: event {mark} is not durable before {data}");
+    }
+}
+
+#[test]
+fn data_outside_is_durable_before_its_mapping() {
+    let events = record_beside(false, |image| {
+        image.write(&[2; 512], 3 << 20).unwrap();
+        image.flush().unwrap();
+    });
+    let data = position(&events, |event| event.disk == 1 && event.is_change());
+    let flushed = position(&events, |event| {
+        event.disk == 1 && event.kind == EventKind::Flush
+    });
+    let mapped = events
+        .iter()
+        .rposition(|event| event.disk == 0 && event.is_change());
+    assert!(data < flushed && flushed < mapped.unwrap());
+    // What came before the data was its mark; the mapping is the only write behind it.
+    let between = &events[data..flushed];
+    assert!(
+        between
+            .iter()
+            .all(|event| event.disk == 1 || !event.is_change())
+    );
+}
+
+#[test]
+fn a_raw_data_file_is_mapped_before_it_is_written() {
+    // Another program unmapped the cluster: zeros, the mapping, and only then the data.
+    let (storage, data) = (CrashStorage::new(Vec::new()), CrashStorage::new(Vec::new()));
+    let options = CreateOptions {
+        data_file: Some(DataFileReference {
+            name: b"data.raw".to_vec(),
+            raw: true,
+        }),
+        ..CreateOptions::new(SIZE)
+    };
+    let gate = |data: &CrashStorage| OpenOptions::writing(Arc::new(Beside(data.clone())));
+    let image = Image::create(Box::new(storage.clone()), &options, gate(&data)).unwrap();
+    image.close().unwrap();
+    let mut bytes = storage.to_bytes();
+    let l2 = be64(&bytes, be64(&bytes, 40)) & OFFSET;
+    let entry = usize::try_from(l2 + 8).unwrap();
+    bytes[entry..entry + 8].copy_from_slice(&1_u64.to_be_bytes());
+    let world = CrashWorld::new(vec![bytes, vec![0x55; usize::try_from(SIZE).unwrap()]]);
+    let image = Image::open(Box::new(world.disk(0)), gate(&world.disk(1))).unwrap();
+    image.write(&[7; 512], CLUSTER + 512).unwrap();
+    let events = world.log().events().to_vec();
+    let zeros = position(&events, |event| {
+        event.disk == 1 && matches!(event.kind, EventKind::WriteZeroes { .. })
+    });
+    let mapping = position(&events, |event| {
+        matches!(event.kind, EventKind::Write { offset, len }
+            if event.disk == 0 && (offset..offset + len).contains(&(l2 + 8)))
+    });
+    let written = position(&events, |event| {
+        event.disk == 1 && matches!(event.kind, EventKind::Write { .. })
+    });
+    let flushes = |disk, range: Range<usize>| {
+        events[range]
+            .iter()
+            .any(|event| event.disk == disk && event.kind == EventKind::Flush)
+    };
+    assert!(flushes(1, zeros..mapping), "the zeros are not durable");
+    assert!(flushes(0, mapping..written), "the mapping is not durable");
+    let mut cluster = vec![0; usize::try_from(CLUSTER).unwrap()];
+    image.read(&mut cluster, CLUSTER).unwrap();
+    let place = usize::try_from(CLUSTER).unwrap();
+    assert!(world.disk(1).to_bytes()[place..2 * place] == cluster[..]);
+    assert_eq!((cluster[0], cluster[512]), (0, 7));
 }

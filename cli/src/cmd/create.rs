@@ -6,7 +6,8 @@ use std::sync::Arc;
 use clap::Args;
 use serde_json::json;
 use tidemark_qcow2::{
-    BackingReference, CreateOptions, FileStorage, Gate, Image, MemoryStorage, OpenOptions, Storage,
+    BackingReference, CreateOptions, DataFileReference, FileStorage, Gate, Image, MemoryStorage,
+    OpenOptions, Sharing, Storage,
 };
 
 use crate::cmd::info::full_name;
@@ -75,13 +76,21 @@ impl Create {
         let options = CreateOptions {
             size,
             backing,
+            data_file: wanted.data_file_reference()?,
             ..wanted.options.clone()
         };
-        rehearse(path, &options)?;
+        options
+            .check()
+            .map_err(|mistake| Failure::usage(format!("{}: {mistake}", path.display())))?;
+        let data_file = match &wanted.data_file {
+            Some(name) => Some(make_data_file(path, name)?),
+            None => None,
+        };
         let storage =
             FileStorage::create(path).map_err(|error| Failure::io(path, "create", &error))?;
-        // The backing file has been looked at; a new image has nothing to read from it.
-        let image = Image::create(Box::new(storage), &options, pretending())?;
+        let gate = NewImage { data_file };
+        let open = OpenOptions::writing(Arc::new(gate));
+        let image = Image::create(Box::new(storage), &options, open)?;
         let size = image.size();
         image.close()?;
         self.answer(out, path, size, &wanted)?;
@@ -149,28 +158,58 @@ impl Create {
     }
 }
 
-/// Creates it in memory: options that cannot be are refused before an old file is replaced.
-fn rehearse(path: &Path, options: &CreateOptions) -> Outcome<()> {
-    let storage: Box<dyn Storage> = Box::new(MemoryStorage::new());
-    match Image::create(storage, options, pretending()) {
-        Ok(_) => Ok(()),
-        Err(tidemark_qcow2::Error::Invalid { mistake, .. }) => {
-            Err(Failure::usage(format!("{}: {mistake}", path.display())))
-        }
-        Err(error) => Err(error.into()),
+/// Makes the data file, empty, at its place beside the image; an existing file is replaced.
+fn make_data_file(image: &Path, name: &str) -> Outcome<PathBuf> {
+    let path = PathBuf::from(full_name(image, name));
+    if is_same_file(image, &path) {
+        return Err(Failure::usage(format!(
+            "-o data_file={name}: it is the image itself"
+        )));
     }
+    FileStorage::create(&path).map_err(|error| Failure::io(&path, "create data file", &error))?;
+    Ok(path)
 }
 
-/// A backing file as seen by an image that has just been made: nothing is read from it.
-#[derive(Debug)]
-struct Pretend;
+/// Whether two names are, or would be, one file.
+fn is_same_file(one: &Path, other: &Path) -> bool {
+    use std::os::unix::fs::MetadataExt;
+    if let (Ok(one), Ok(other)) = (std::fs::metadata(one), std::fs::metadata(other)) {
+        return (one.dev(), one.ino()) == (other.dev(), other.ino());
+    }
+    let place = |path: &Path| {
+        let parent = path.parent().filter(|parent| *parent != Path::new(""));
+        let parent = parent.unwrap_or(Path::new(".")).canonicalize();
+        Some((parent.ok()?, path.file_name()?.to_owned()))
+    };
+    place(one).is_some_and(|one| place(other) == Some(one))
+}
 
-impl Gate for Pretend {
+/// The files around an image that is being made: its data file, and a backing file that has been
+/// looked at and of which nothing is read.
+#[derive(Debug)]
+struct NewImage {
+    data_file: Option<PathBuf>,
+}
+
+impl Gate for NewImage {
     fn open(&self, backing: &BackingReference, _from: &str) -> Result<Box<dyn Storage>, String> {
         if backing.format == "qcow2" {
             return Ok(Box::new(MemoryStorage::from_bytes(empty_image())));
         }
         Ok(Box::new(MemoryStorage::new()))
+    }
+
+    fn open_data(
+        &self,
+        _reference: &DataFileReference,
+        _from: &str,
+        writable: bool,
+    ) -> Result<Box<dyn Storage>, String> {
+        let path = self.data_file.as_deref().unwrap_or(Path::new(""));
+        match FileStorage::open(path, writable, Sharing::Exclusive) {
+            Ok(storage) => Ok(Box::new(storage)),
+            Err(error) => Err(error.to_string()),
+        }
     }
 }
 
@@ -188,8 +227,4 @@ fn empty_image() -> Vec<u8> {
         bytes[at..end].copy_from_slice(&value.to_be_bytes());
     }
     bytes
-}
-
-fn pretending() -> OpenOptions {
-    OpenOptions::writing(Arc::new(Pretend))
 }

@@ -230,9 +230,6 @@ impl Header {
         if self.snapshot_count > limits::MAX_SNAPSHOTS {
             return field("nb_snapshots", self.snapshot_count.into());
         }
-        if self.autoclear & autoclear::RAW_DATA_FILE != 0 && !geometry.external_data {
-            return field("autoclear_features", self.autoclear);
-        }
         self.check_offsets()?;
         self.check_backing_name()
     }

@@ -48,6 +48,14 @@ impl CreateOptions {
         }
     }
 
+    /// Whether such an image can be; nothing is written.
+    ///
+    /// # Errors
+    /// [`Mistake::Option`].
+    pub fn check(&self) -> std::result::Result<(), Mistake> {
+        Plan::new(self, self.geometry()?).map(|_| ())
+    }
+
     fn geometry(&self) -> std::result::Result<Geometry, Mistake> {
         let problem = |option, problem| Err(Mistake::Option { option, problem });
         if !(limits::MIN_CLUSTER_BITS..=limits::MAX_CLUSTER_BITS).contains(&self.cluster_bits) {

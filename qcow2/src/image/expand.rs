@@ -130,6 +130,7 @@ mod tests {
             refcount_order: 4,
             version: 3,
             extended_l2: false,
+            external_data: false,
         })
     }
 

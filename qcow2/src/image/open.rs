@@ -17,7 +17,7 @@ use crate::convert::{index, low_byte, to_usize};
 use crate::error::{Damage, Feature, Result};
 use crate::format::encryption::EncryptionHeader;
 use crate::format::extension;
-use crate::format::header::{Header, incompatible};
+use crate::format::header::{Header, autoclear, incompatible};
 use crate::format::table::L1Entry;
 use crate::geometry::Geometry;
 use crate::storage::Storage;
@@ -109,7 +109,7 @@ impl Image {
     ) -> Result<Self> {
         let header = first.header().clone();
         if writable {
-            refuse_writing(&file, &header)?;
+            refuse_writing(&file, &first)?;
         }
         let directory = match Directory::read(&file, &first) {
             Ok(directory) => directory,
@@ -171,6 +171,13 @@ fn refuse_unknown(file: &ImageFile, first: &FirstCluster) -> Result<()> {
         | incompatible::CORRUPT
         | incompatible::DATA_FILE
         | incompatible::COMPRESSION;
+    if header.autoclear & autoclear::RAW_DATA_FILE != 0 && !header.geometry.external_data {
+        let value = header.autoclear;
+        return Err(file.damage(Damage::HeaderField {
+            field: "autoclear_features",
+            value,
+        }));
+    }
     let unknown = header.incompatible & !handled;
     if unknown != 0 {
         let bit = low_byte(unknown.trailing_zeros().into());
@@ -184,7 +191,8 @@ fn refuse_unknown(file: &ImageFile, first: &FirstCluster) -> Result<()> {
 /// into the first sector, which is what one write changes.
 const MAX_WRITABLE_HEADER: usize = 512 - 32 - 24;
 
-fn refuse_writing(file: &ImageFile, header: &Header) -> Result<()> {
+fn refuse_writing(file: &ImageFile, first: &FirstCluster) -> Result<()> {
+    let header = first.header();
     if header.length > MAX_WRITABLE_HEADER {
         return Err(file.unsupported(Feature::Limit {
             what: "header length",
@@ -199,6 +207,7 @@ fn refuse_writing(file: &ImageFile, header: &Header) -> Result<()> {
         return Err(file.unsupported(Feature::Dirty));
     }
     data_file::refuse_contradictions(file, header)?;
+    refuse_lost_keys(file, first)?;
     if header.snapshot_count != 0 {
         return Err(file.unsupported(Feature::Snapshots(header.snapshot_count)));
     }
@@ -228,6 +237,22 @@ fn refuse_writing(file: &ImageFile, header: &Header) -> Result<()> {
         }
     }
     Ok(())
+}
+
+/// An encryption header past the end of the file is none.
+fn refuse_lost_keys(file: &ImageFile, first: &FirstCluster) -> Result<()> {
+    let Some(place) = super::encryption_header(first) else {
+        return Ok(());
+    };
+    if place.offset.0 + place.bytes <= file.len()?.next_multiple_of(512) {
+        return Ok(());
+    }
+    let problem = "lies past the end of the file";
+    Err(file.damage(Damage::Place {
+        structure: "encryption header",
+        offset: place.offset,
+        problem,
+    }))
 }
 
 /// Reads the active L1 table. What lies beyond the end of the file is zero and costs no reading.

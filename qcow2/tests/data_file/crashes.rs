@@ -167,7 +167,10 @@ fn every_crash_of_image_and_data_file_leaves_a_sound_disk() {
         println!("clusters 2^{cluster_bits}, raw {raw}: {points} crash points, {pairs} pairs");
         total = (total.0 + points, total.1 + pairs);
     }
-    println!("in all {} crash points, {} pairs of files", total.0, total.1);
+    println!(
+        "in all {} crash points, {} pairs of files",
+        total.0, total.1
+    );
     assert!(
         total.0 >= 200 && total.1 >= 600,
         "the sweep shrank: {total:?}"

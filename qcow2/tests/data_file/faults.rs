@@ -104,7 +104,9 @@ fn sweep(cluster_bits: u32, raw: bool, kinds: &'static [CallKind], outside: bool
             break;
         }
         calls += 1;
-        let what = format!("clusters 2^{cluster_bits}, raw {raw}, outside {outside}, call {at} of {kinds:?}");
+        let what = format!(
+            "clusters 2^{cluster_bits}, raw {raw}, outside {outside}, call {at} of {kinds:?}"
+        );
         let excused = kinds.contains(&CallKind::Discard);
         assert!(known.errors > 0 || excused, "{what}: swallowed");
         let [image_after, data_after] = below.map(|storage| storage.to_bytes());

@@ -25,7 +25,10 @@ struct Desk {
 impl Desk {
     fn new() -> Self {
         let folder = tempfile::tempdir().unwrap();
-        let (image, data) = (folder.path().join("disk.qcow2"), folder.path().join("disk.raw"));
+        let (image, data) = (
+            folder.path().join("disk.qcow2"),
+            folder.path().join("disk.raw"),
+        );
         Self {
             _folder: folder,
             image,
@@ -64,7 +67,9 @@ impl Desk {
     }
 
     fn is_raw(&self) -> bool {
-        open_file(&self.image, reading()).header().has_raw_data_file()
+        open_file(&self.image, reading())
+            .header()
+            .has_raw_data_file()
     }
 
     /// Both read `content`, both checks agree and are clean, and a raw file is the disk.
@@ -118,7 +123,9 @@ fn write_as_we_do(image: &Image, content: &mut [u8], round: u64) {
     let at = (3 << 20) + 131_072;
     image.discard(at, 131_072).unwrap();
     let place = usize::try_from(at).unwrap();
-    image.read(&mut content[place..place + 131_072], at).unwrap();
+    image
+        .read(&mut content[place..place + 131_072], at)
+        .unwrap();
 }
 
 fn write_as_qemu_does(path: &Path, content: &mut [u8], byte: u8) {
@@ -253,7 +260,10 @@ fn damage_is_counted_as_qemu_counts_it() {
             "{name}: {findings:?}"
         );
         let read = image.read(&mut [0; 512], cluster * 4096);
-        assert_eq!(read.is_err(), uncounted == 1 || name.starts_with("compressed"));
+        assert_eq!(
+            read.is_err(),
+            uncounted == 1 || name.starts_with("compressed")
+        );
     }
     println!("{} damages", cases.len());
 }
