@@ -145,7 +145,9 @@ fn info_describes_images_whose_data_it_does_not_read() {
         let ours = place.json(&format!("info {name}"));
         assert_same(name, &without(ours, "tidemark"), &theirs);
     }
-    place.run("map secret").ends_with(63);
+    place.ok("map secret");
+    place.run("backup --to backup secret").ends_with(63);
+    assert!(!place.path("backup").exists());
 }
 
 #[test]

@@ -14,10 +14,15 @@ use crate::{CreateFlags, CreateSpec, Domain, Tentative};
 ///
 /// # Errors
 /// Before anything is written: [`Error::Checkpoint`] for a checkpoint that cannot be asked or
-/// taken. Later, [`Error::Disk`], [`Error::Target`], [`Error::Io`], [`Error::Stopped`]: the
+/// taken, [`Error::Disk`] for a disk whose data stays closed: encrypted, or without its data file.
+/// Later, [`Error::Disk`], [`Error::Target`], [`Error::Io`], [`Error::Stopped`]: the
 /// directory has no new point and the domain no new checkpoint. [`Error::Uncommitted`]: the point
 /// is there, and the checkpoint waits for [`Domain::tentative`](crate::Domain::tentative).
 pub fn backup(domain: &Domain, options: &BackupOptions) -> Result<Report> {
+    for disk in domain.disks() {
+        let readable = disk.image.require_guest_data();
+        readable.map_err(Error::disk(&disk.name))?;
+    }
     // Asked once for what must be refused before the checkpoint is prepared.
     let since = Question::ask(domain, options)?;
     let Some(name) = &options.checkpoint else {
