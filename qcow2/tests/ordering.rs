@@ -494,9 +494,12 @@ fn position(events: &[Event], what: impl Fn(&Event) -> bool) -> usize {
     events.iter().position(what).expect("it happened")
 }
 
+/// A name, whether the data file is raw, and the change.
+type Change = (&'static str, bool, fn(&Image));
+
 #[test]
 fn mark_is_durable_before_data_outside() {
-    let changes: [(&str, bool, fn(&Image)); 5] = [
+    let changes: [Change; 5] = [
         ("overwrite", false, |image| {
             image.write(&[2; 512], 0).unwrap()
         }),
