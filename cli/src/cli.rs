@@ -3,7 +3,8 @@
 use clap::{Args, Parser, Subcommand};
 
 use crate::cmd::{
-    backup, bitmap, check, checkpoint, completions, create, demo, info, map, restore,
+    backup, bitmap, check, checkpoint, compare, completions, convert, create, demo, info, map,
+    restore,
 };
 use crate::exit::{Exit, Outcome};
 use crate::out::{self, Form, Out};
@@ -11,8 +12,8 @@ use crate::usage;
 
 /// Checkpoints and incremental backup on qcow2 images.
 ///
-/// Exit codes of all commands: 0 done, 1 could not, 2 damage found, 3 leaks only (check),
-/// 63 format not supported, 64 usage.
+/// Exit codes of all commands: 0 done, 1 could not, 2 damage found, 3 leaks only (check); compare
+/// as qemu-img: 0 same, 1 different, 2 to 4 not compared; 63 format not supported, 64 usage.
 #[derive(Parser, Debug)]
 #[command(name = "tidemark", version, propagate_version = true)]
 pub(crate) struct Cli {
@@ -47,6 +48,8 @@ enum Command {
     Map(map::Map),
     Check(check::Check),
     Create(create::Create),
+    Convert(convert::Convert),
+    Compare(compare::Compare),
     #[command(subcommand)]
     Bitmap(bitmap::Bitmap),
     #[command(subcommand)]
@@ -81,6 +84,8 @@ fn run() -> Outcome {
         Command::Map(command) => command.run(&mut out),
         Command::Check(command) => command.run(&mut out),
         Command::Create(command) => command.run(&mut out),
+        Command::Convert(command) => command.run(&mut out),
+        Command::Compare(command) => command.run(&mut out),
         Command::Bitmap(command) => command.run(&mut out),
         Command::Checkpoint(command) => command.run(&mut out),
         Command::Backup(command) => command.run(&mut out),

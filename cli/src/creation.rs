@@ -221,6 +221,12 @@ impl Creation {
         Ok(wanted)
     }
 
+    /// Takes the backing file of `-b` and `-F` where `-o` names none.
+    pub(crate) fn or_backing(&mut self, name: Option<&String>, format: Option<&String>) {
+        self.backing = self.backing.take().or_else(|| name.cloned());
+        self.backing_format = self.backing_format.take().or_else(|| format.cloned());
+    }
+
     fn set(&mut self, key: &str, value: &str) -> Outcome<()> {
         let Some(row) = OPTIONS.iter().find(|row| row.name == key) else {
             let names: Vec<&str> = OPTIONS.iter().map(|row| row.name).collect();

@@ -17,6 +17,8 @@ pub(crate) enum Exit {
     Damage = 2,
     /// Only leaked clusters were found.
     Leaks = 3,
+    /// Data could not be read (compare).
+    Unread = 4,
     /// The image's format, or a feature of it, is not supported.
     Unsupported = 63,
     /// The command line is wrong.
@@ -24,6 +26,13 @@ pub(crate) enum Exit {
 }
 
 impl Exit {
+    /// `compare`: the disks differ.
+    pub(crate) const DIFFERENT: Self = Self::Failed;
+    /// `compare`: a disk could not be opened.
+    pub(crate) const UNOPENED: Self = Self::Damage;
+    /// `compare`: what is allocated could not be found out.
+    pub(crate) const UNMAPPED: Self = Self::Leaks;
+
     /// The number that the system gets.
     pub(crate) const fn code(self) -> u8 {
         match self {
@@ -31,6 +40,7 @@ impl Exit {
             Self::Failed => 1,
             Self::Damage => 2,
             Self::Leaks => 3,
+            Self::Unread => 4,
             Self::Unsupported => 63,
             Self::Usage => 64,
         }
@@ -79,6 +89,12 @@ impl Failure {
             _ => "",
         };
         Self::new(format!("{}: {doing}: {error}{advice}", path.display()))
+    }
+
+    /// The same failure with another exit code.
+    pub(crate) fn ending(mut self, exit: Exit) -> Self {
+        self.exit = exit;
+        self
     }
 
     /// The same failure with a sentence about what to do.

@@ -4,6 +4,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use clap::Args;
+use tidemark_qcow2::transfer::{Source, Target};
 use tidemark_qcow2::{
     FileStorage, Gate, Image, NoFiles, OpenOptions, PlainFiles, Sharing, Storage,
 };
@@ -110,6 +111,32 @@ impl Gates {
         let gate = self.gate(Share::default());
         Ok(Image::open(storage, OpenOptions::writing(gate))?)
     }
+}
+
+/// Opens a disk of a declared format for reading, with its backing chain.
+pub(crate) fn source(path: &Path, format: &str, gates: &Gates, share: Share) -> Outcome<Source> {
+    match format {
+        "qcow2" => Ok(Source::image(gates.read(path, share)?)),
+        "raw" => Ok(Source::raw(Box::new(share.storage(path)?))?),
+        _ => Err(unknown_format(path, format)),
+    }
+}
+
+/// Opens an existing disk of a declared format for writing.
+pub(crate) fn target(path: &Path, format: &str, gates: &Gates) -> Outcome<Target> {
+    match format {
+        "qcow2" => Ok(Target::image(gates.write(path)?)),
+        "raw" => Ok(Target::raw(Box::new(writable(path)?))?),
+        _ => Err(unknown_format(path, format)),
+    }
+}
+
+/// Refuses a format that cannot be read or written.
+pub(crate) fn unknown_format(path: &Path, format: &str) -> Failure {
+    Failure::unsupported(format!(
+        "{}: format '{format}' is not supported, only qcow2 and raw",
+        path.display()
+    ))
 }
 
 /// Opens an image alone, for questions that no backing file can answer.

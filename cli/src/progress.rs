@@ -12,6 +12,7 @@ pub(crate) struct Progress {
     bar: ProgressBar,
     begun: Instant,
     wanted: bool,
+    silence: Duration,
 }
 
 impl Progress {
@@ -29,16 +30,33 @@ impl Progress {
             bar,
             begun: Instant::now(),
             wanted,
+            silence: SILENCE,
         }
+    }
+
+    /// The same bar, but shown from the start when `eager`.
+    pub(crate) fn eager(mut self, eager: bool) -> Self {
+        if eager {
+            self.silence = Duration::ZERO;
+        }
+        self
     }
 
     /// So much is done.
     pub(crate) fn at(&self, done: u64) {
         // indicatif draws nothing unless stderr is a terminal.
-        if self.wanted && self.bar.is_hidden() && self.begun.elapsed() > SILENCE {
+        if self.wanted && self.bar.is_hidden() && self.begun.elapsed() > self.silence {
             self.bar.set_draw_target(ProgressDrawTarget::stderr());
         }
         self.bar.set_position(done);
+    }
+}
+
+impl Progress {
+    /// So much of so much is done.
+    pub(crate) fn of(&self, done: u64, total: u64) {
+        self.bar.set_length(total);
+        self.at(done);
     }
 }
 

@@ -1,10 +1,10 @@
 //! A qcow2 engine with crash-safe persistent dirty bitmaps.
 //!
 //! Layers, bottom up; each uses those above it in this list and never those below:
-//! [`codec`] (one compressed cluster), [`mod@format`] (bytes and values), [`storage`] (the only code that meets the system), `cache`
-//! (mapping tables), `alloc` (who owns a cluster), [`image`] (the virtual disk), [`bitmaps`]
-//! (persistent bitmaps), [`snapshots`] (moments inside the image), [`mod@check`] (the consistency
-//! check).
+//! [`codec`] (one compressed cluster), [`mod@format`] (bytes and values), [`storage`] (the only
+//! code that meets the system), `cache` (mapping tables), `alloc` (who owns a cluster), [`image`]
+//! (the virtual disk), [`bitmaps`] (persistent bitmaps), [`snapshots`] (moments inside the image),
+//! [`mod@check`] (the consistency check), [`transfer`] (whole disks on the move).
 
 mod alloc;
 pub mod bitmaps;
@@ -19,6 +19,7 @@ pub mod image;
 pub mod snapshots;
 pub mod storage;
 mod sync;
+pub mod transfer;
 pub mod units;
 
 pub use bitmaps::{BitmapInfo, proof};

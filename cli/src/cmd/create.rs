@@ -67,30 +67,13 @@ impl Create {
         let wanted = self.wanted()?;
         let backing = wanted.backing_reference()?;
         let backing_size = match &backing {
-            Some(reference) if !self.unsafe_backing => Some(self.look_at(path, reference)?),
+            Some(reference) if !self.unsafe_backing => Some(look_at(&self.gates, path, reference)?),
             _ => None,
         };
         let size = wanted.size.or(backing_size).ok_or_else(|| {
             Failure::usage(format!("{}: no SIZE given, as in 10G", path.display()))
         })?;
-        let options = CreateOptions {
-            size,
-            backing,
-            data_file: wanted.data_file_reference()?,
-            ..wanted.options.clone()
-        };
-        options
-            .check()
-            .map_err(|mistake| Failure::usage(format!("{}: {mistake}", path.display())))?;
-        let data_file = match &wanted.data_file {
-            Some(name) => Some(make_data_file(path, name)?),
-            None => None,
-        };
-        let storage =
-            FileStorage::create(path).map_err(|error| Failure::io(path, "create", &error))?;
-        let gate = NewImage { data_file };
-        let open = OpenOptions::writing(Arc::new(gate));
-        let image = Image::create(Box::new(storage), &options, open)?;
+        let image = make(path, &wanted, size, backing)?;
         let size = image.size();
         image.close()?;
         self.answer(out, path, size, &wanted)?;
@@ -101,34 +84,8 @@ impl Create {
     fn wanted(&self) -> Outcome<Creation> {
         let mut wanted = Creation::parse(&self.options)?;
         wanted.size = wanted.size.or(self.size);
-        wanted.backing = wanted.backing.or_else(|| self.backing.clone());
-        wanted.backing_format = wanted
-            .backing_format
-            .or_else(|| self.backing_format.clone());
+        wanted.or_backing(self.backing.as_ref(), self.backing_format.as_ref());
         Ok(wanted)
-    }
-
-    /// Opens the backing file, and returns the size of its disk.
-    fn look_at(&self, path: &Path, reference: &BackingReference) -> Outcome<u64> {
-        let from = path.display().to_string();
-        let name = String::from_utf8_lossy(&reference.name).into_owned();
-        let share = Share { force_share: true };
-        let storage = self
-            .gates
-            .gate(share)
-            .open(reference, &from)
-            .map_err(|reason| {
-                Failure::new(format!(
-                    "backing file {name}: {reason}; -u creates without looking"
-                ))
-            })?;
-        if reference.format == "raw" {
-            let path = full_name(path, &name);
-            return storage
-                .len()
-                .map_err(|error| Failure::io(Path::new(&path), "length", &error));
-        }
-        Ok(Image::open(storage, OpenOptions::reading(self.gates.gate(share)))?.size())
     }
 
     fn answer(&self, out: &mut Out, path: &Path, size: u64, wanted: &Creation) -> Outcome<()> {
@@ -158,6 +115,51 @@ impl Create {
     }
 }
 
+/// Opens the backing file of the image to come, and returns the size of its disk.
+pub(crate) fn look_at(gates: &Gates, image: &Path, reference: &BackingReference) -> Outcome<u64> {
+    let from = image.display().to_string();
+    let name = String::from_utf8_lossy(&reference.name).into_owned();
+    let share = Share { force_share: true };
+    let storage = gates.gate(share).open(reference, &from).map_err(|reason| {
+        Failure::new(format!(
+            "backing file {name}: {reason}; -u creates without looking"
+        ))
+    })?;
+    if reference.format == "raw" {
+        let path = full_name(image, &name);
+        return storage
+            .len()
+            .map_err(|error| Failure::io(Path::new(&path), "length", &error));
+    }
+    Ok(Image::open(storage, OpenOptions::reading(gates.gate(share)))?.size())
+}
+
+/// Makes the image and its data file. Options that cannot be are refused before an old file is
+/// replaced. The backing file has been looked at: nothing is read of it.
+pub(crate) fn make(
+    path: &Path,
+    wanted: &Creation,
+    size: u64,
+    backing: Option<BackingReference>,
+) -> Outcome<Image> {
+    let options = CreateOptions {
+        size,
+        backing,
+        data_file: wanted.data_file_reference()?,
+        ..wanted.options.clone()
+    };
+    options
+        .check()
+        .map_err(|mistake| Failure::usage(format!("{}: {mistake}", path.display())))?;
+    let data_file = match &wanted.data_file {
+        Some(name) => Some(make_data_file(path, name)?),
+        None => None,
+    };
+    let storage = FileStorage::create(path).map_err(|error| Failure::io(path, "create", &error))?;
+    let open = OpenOptions::writing(Arc::new(NewImage { data_file }));
+    Ok(Image::create(Box::new(storage), &options, open)?)
+}
+
 /// Makes the data file, empty, at its place beside the image; an existing file is replaced.
 fn make_data_file(image: &Path, name: &str) -> Outcome<PathBuf> {
     let path = PathBuf::from(full_name(image, name));
@@ -171,7 +173,7 @@ fn make_data_file(image: &Path, name: &str) -> Outcome<PathBuf> {
 }
 
 /// Whether two names are, or would be, one file.
-fn is_same_file(one: &Path, other: &Path) -> bool {
+pub(crate) fn is_same_file(one: &Path, other: &Path) -> bool {
     use std::os::unix::fs::MetadataExt;
     if let (Ok(one), Ok(other)) = (std::fs::metadata(one), std::fs::metadata(other)) {
         return (one.dev(), one.ino()) == (other.dev(), other.ino());

@@ -75,6 +75,13 @@ impl ImageFile {
             .map_err(|source| self.io(source, "length", 0))
     }
 
+    /// As [`Storage::hole_at`].
+    pub(crate) fn hole_at(&self, at: HostOffset) -> Result<u64> {
+        self.storage
+            .hole_at(at.0)
+            .map_err(|source| self.io(source, "look for holes", at.0))
+    }
+
     pub(crate) fn io(&self, source: std::io::Error, operation: &'static str, offset: u64) -> Error {
         Error::Io {
             image: self.name.clone(),

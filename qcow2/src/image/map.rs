@@ -4,7 +4,7 @@ use super::Image;
 use super::backing::Layer;
 use crate::error::Result;
 use crate::format::table::L2Entry;
-use crate::units::GuestCluster;
+use crate::units::{GuestCluster, HostOffset};
 
 /// A run of the disk whose bytes come from one place.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -165,6 +165,17 @@ impl Image {
             push(out, nothing(stop, depth));
         }
         Ok(())
+    }
+
+    /// Bytes in a row from `host` on, in the data of the layer `depth` below, that are a hole of its
+    /// file and so certainly read as zero; zero when that is unknown.
+    pub(crate) fn hole_at(&self, depth: u64, host: HostOffset) -> Result<u64> {
+        match (depth, &self.backing) {
+            (0, _) => self.guest_file()?.hole_at(host),
+            (_, Some(Layer::Image(image))) => image.hole_at(depth - 1, host),
+            (1, Some(Layer::Raw { file, .. })) => file.hole_at(host),
+            _ => Ok(0),
+        }
     }
 
     /// Whether every byte of a guest cluster certainly reads as zero. False when that would need

@@ -1,0 +1,154 @@
+//! Where a disk's bytes come from: an image with its backing chain, or a raw file.
+
+use crate::convert::{to_u64, to_usize};
+use crate::error::Result;
+use crate::image::file::ImageFile;
+use crate::image::{Extent, Image};
+use crate::storage::Storage;
+use crate::units::HostOffset;
+
+/// Bytes of a raw file that count as data when its start is not a hole.
+const RAW_STEP: u64 = 2 << 20;
+/// Disks end at a whole sector, as QEMU sees them.
+const SECTOR: u64 = 512;
+
+/// A disk that can be mapped and read.
+#[derive(Debug)]
+pub struct Source {
+    kind: Kind,
+}
+
+#[derive(Debug)]
+enum Kind {
+    Image(Box<Image>),
+    Raw { file: ImageFile, size: u64 },
+}
+
+impl Source {
+    /// The present disk of an image, seen through its backing chain.
+    pub fn image(image: Image) -> Self {
+        Self {
+            kind: Kind::Image(Box::new(image)),
+        }
+    }
+
+    /// A raw disk; a last sector that is cut ends in zeros.
+    ///
+    /// # Errors
+    /// I/O.
+    pub fn raw(storage: Box<dyn Storage>) -> Result<Self> {
+        let file = ImageFile::new(storage);
+        let size = file.len()?.next_multiple_of(SECTOR);
+        Ok(Self {
+            kind: Kind::Raw { file, size },
+        })
+    }
+
+    /// Bytes of the disk.
+    pub fn size(&self) -> u64 {
+        match &self.kind {
+            Kind::Image(image) => image.size(),
+            Kind::Raw { size, .. } => *size,
+        }
+    }
+
+    /// What error messages call it.
+    pub fn name(&self) -> &str {
+        match &self.kind {
+            Kind::Image(image) => image.name(),
+            Kind::Raw { file, .. } => file.name(),
+        }
+    }
+
+    /// The image, unless the disk is raw.
+    pub fn as_image(&self) -> Option<&Image> {
+        match &self.kind {
+            Kind::Image(image) => Some(image),
+            Kind::Raw { .. } => None,
+        }
+    }
+
+    /// Runs of `len` bytes from `offset` on, in order and without gaps. Holes of raw files read as
+    /// zero here.
+    ///
+    /// # Errors
+    /// A range outside the disk, damaged tables, or I/O.
+    pub fn map(&self, offset: u64, len: u64) -> Result<Vec<Extent>> {
+        let extents = match &self.kind {
+            Kind::Image(image) => image.map(offset, len)?,
+            Kind::Raw { .. } => vec![raw_extent(offset, len, false)],
+        };
+        let mut found = Vec::with_capacity(extents.len());
+        for extent in extents {
+            self.find_holes(extent, &mut found)?;
+        }
+        Ok(found)
+    }
+
+    /// Cuts an extent of data where the file that holds it has holes.
+    fn find_holes(&self, extent: Extent, out: &mut Vec<Extent>) -> Result<()> {
+        let Some(host) = extent.offset.filter(|_| extent.data && !extent.compressed) else {
+            out.push(extent);
+            return Ok(());
+        };
+        let mut done = 0;
+        while done < extent.length {
+            let rest = extent.length - done;
+            let hole = self.hole_at(extent.depth, host + done)?.min(rest);
+            let zero = hole > 0;
+            let length = if zero { hole } else { RAW_STEP.min(rest) };
+            let piece = Extent {
+                start: extent.start + done,
+                length,
+                zero,
+                offset: Some(host + done),
+                ..extent
+            };
+            match out.last_mut() {
+                Some(last) if done > 0 && last.zero == zero => last.length += length,
+                _ => out.push(piece),
+            }
+            done += length;
+        }
+        Ok(())
+    }
+
+    fn hole_at(&self, depth: u64, host: u64) -> Result<u64> {
+        match &self.kind {
+            Kind::Image(image) => image.hole_at(depth, HostOffset(host)),
+            Kind::Raw { file, .. } => file.hole_at(HostOffset(host)),
+        }
+    }
+
+    /// Fills `buf` with the disk's content from byte `offset` on.
+    ///
+    /// # Errors
+    /// A range outside the disk, damage, or I/O.
+    pub fn read(&self, buf: &mut [u8], offset: u64) -> Result<()> {
+        match &self.kind {
+            Kind::Image(image) => image.read(buf, offset),
+            Kind::Raw { file, .. } => file.read(buf, HostOffset(offset), "read data"),
+        }
+    }
+
+    /// As [`read`](Self::read); what lies beyond the disk's end is zero.
+    pub(super) fn read_padded(&self, buf: &mut [u8], offset: u64) -> Result<()> {
+        let present = self.size().saturating_sub(offset).min(to_u64(buf.len()));
+        let (inside, beyond) = buf.split_at_mut(to_usize(present));
+        beyond.fill(0);
+        self.read(inside, offset)
+    }
+}
+
+fn raw_extent(start: u64, length: u64, zero: bool) -> Extent {
+    Extent {
+        start,
+        length,
+        depth: 0,
+        present: true,
+        zero,
+        data: true,
+        compressed: false,
+        offset: Some(start),
+    }
+}
