@@ -7,7 +7,7 @@
 
 mod common;
 
-use common::{Place, assert_same, without};
+use common::{Place, assert_same, comparable_map, without};
 use serde_json::{Value, json};
 use tidemark_fixtures::oracle::qemu_img;
 use tidemark_fixtures::require_qemu;
@@ -207,38 +207,10 @@ fn map_agrees_with_qemu_img_through_backing_chains() {
                 continue;
             }
             let ours = place.json(&format!("map {name} {}", range.join(" ")));
-            assert_eq!(comparable(&ours), ours, "{name}: runs are maximal");
-            assert_same(name, &ours, &comparable(&theirs));
+            assert_eq!(comparable_map(&ours), ours, "{name}: runs are maximal");
+            assert_same(name, &ours, &comparable_map(&theirs));
         }
     }
-}
-
-/// The map without what we do not look at: an offset that is not there is null, and a hole of the
-/// host file below an allocated cluster is data.
-fn comparable(map: &Value) -> Value {
-    let mut merged: Vec<Value> = Vec::new();
-    for entry in map.as_array().unwrap() {
-        let mut entry = entry.clone();
-        let object = entry.as_object_mut().unwrap();
-        object.entry("offset").or_insert(Value::Null);
-        if object["data"] == true {
-            object.insert("zero".into(), json!(false));
-        }
-        match merged.last_mut() {
-            Some(last) if continues(last, &entry) => {
-                let length = last["length"].as_u64().unwrap() + entry["length"].as_u64().unwrap();
-                last["length"] = json!(length);
-            }
-            _ => merged.push(entry),
-        }
-    }
-    Value::Array(merged)
-}
-
-fn continues(last: &Value, next: &Value) -> bool {
-    let end = |entry: &Value| Some(entry["offset"].as_u64()? + entry["length"].as_u64()?);
-    let keys = ["depth", "present", "zero", "data", "compressed"];
-    keys.iter().all(|key| last[key] == next[key]) && end(last) == next["offset"].as_u64()
 }
 
 #[test]

@@ -9,7 +9,7 @@
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
-use serde_json::Value;
+use serde_json::{Value, json};
 use tempfile::TempDir;
 use tidemark_fixtures::oracle::{qemu_img, qemu_io};
 
@@ -165,4 +165,32 @@ pub(crate) fn assert_same(what: &str, ours: &Value, theirs: &Value) {
 /// The bytes of the disk in an image.
 pub(crate) fn content(path: &Path) -> Vec<u8> {
     qemu_img::convert_to_raw(path)
+}
+
+/// The map without what we do not look at: an offset that is not there is null, and a hole of the
+/// host file below an allocated cluster is data.
+pub(crate) fn comparable_map(map: &Value) -> Value {
+    let mut merged: Vec<Value> = Vec::new();
+    for entry in map.as_array().unwrap() {
+        let mut entry = entry.clone();
+        let object = entry.as_object_mut().unwrap();
+        object.entry("offset").or_insert(Value::Null);
+        if object["data"] == true {
+            object.insert("zero".into(), json!(false));
+        }
+        match merged.last_mut() {
+            Some(last) if continues(last, &entry) => {
+                let length = last["length"].as_u64().unwrap() + entry["length"].as_u64().unwrap();
+                last["length"] = json!(length);
+            }
+            _ => merged.push(entry),
+        }
+    }
+    Value::Array(merged)
+}
+
+fn continues(last: &Value, next: &Value) -> bool {
+    let end = |entry: &Value| Some(entry["offset"].as_u64()? + entry["length"].as_u64()?);
+    let keys = ["depth", "present", "zero", "data", "compressed"];
+    keys.iter().all(|key| last[key] == next[key]) && end(last) == next["offset"].as_u64()
 }
