@@ -2,8 +2,10 @@
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 mod backing;
+mod cases;
 mod chain;
 mod mutations;
 mod probe;
 mod table;
+mod traps;
 mod world;
