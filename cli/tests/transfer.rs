@@ -67,6 +67,24 @@ fn convert_copies_between_formats_as_qemu_img_does() {
 }
 
 #[test]
+fn convert_copies_a_snapshot_and_compresses_it() {
+    require_qemu!();
+    let place = Place::new();
+    place.create("disk", 4 << 20, &[]);
+    place.write("disk", &["write -P 1 100k 1M"]);
+    assert_eq!(place.qemu_img(&["snapshot", "-c", "one", "disk"]).0, 0);
+    place.write("disk", &["write -P 2 500k 1M"]);
+    let disk = place.path("disk");
+    qemu_img::convert(&disk, "qcow2", &place.path("theirs"), "raw", &["-l", "one"]);
+    for snapshot in ["one", "1", "snapshot.id=1", "snapshot.name=one"] {
+        place.ok(&format!("convert -c -O qcow2 -l {snapshot} disk ours"));
+        let (ours, theirs) = (place.path("ours"), place.path("theirs"));
+        assert!(qemu_img::compare((&ours, "qcow2"), (&theirs, "raw")));
+        assert!(std::fs::metadata(&ours).unwrap().len() < 512 << 10);
+    }
+}
+
+#[test]
 fn convert_copies_bitmaps_and_fails_loudly_when_it_cannot() {
     require_qemu!();
     let place = Place::new();
@@ -110,11 +128,17 @@ fn convert_refuses_before_it_replaces() {
         "convert -O qcow2 -B base disk kept",
         "convert -O qcow2 disk disk",
         "convert -U -O qcow2 disk ./disk",
+        "convert -c disk kept",
+        "convert -c -O qcow2 -o data_file=data disk kept",
+        "convert -U -O qcow2 -o data_file=disk disk kept",
+        "convert -f raw -l one disk kept",
+        "convert -l one --bitmaps -O qcow2 disk kept",
     ] {
         place.run(wrong).ends_with(64);
     }
     place.run("convert -O vmdk disk kept").ends_with(63);
     place.run("convert -f vmdk disk kept").ends_with(63);
+    place.run("convert -l missing disk kept").ends_with(1);
     place.run("convert missing kept").ends_with(1);
     place
         .run("convert -O qcow2 -B missing -F qcow2 disk kept")

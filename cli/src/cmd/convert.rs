@@ -5,9 +5,10 @@ use std::path::PathBuf;
 use clap::Args;
 use serde_json::json;
 use tidemark_qcow2::transfer::{self, ConvertOptions, Converted, Source, Target};
-use tidemark_qcow2::{FileStorage, Storage};
+use tidemark_qcow2::{FileStorage, Image, OpenOptions, Storage};
 
 use crate::cmd::create;
+use crate::cmd::info::full_name;
 use crate::creation::Creation;
 use crate::exit::{Exit, Failure, Outcome};
 use crate::open::{self, Gates, Share};
@@ -42,6 +43,12 @@ pub(crate) struct Convert {
     /// Zeros in a row that become a hole; 0 makes a full copy
     #[arg(short = 'S', value_name = "SIZE", value_parser = size::parse, default_value = "4K")]
     sparse: u64,
+    /// Compress the clusters of a qcow2 target
+    #[arg(short)]
+    compress: bool,
+    /// Copy the disk as it was in this internal snapshot of SRC, an identifier or a name
+    #[arg(short = 'l', value_name = "SNAP", conflicts_with = "bitmaps")]
+    snapshot: Option<String>,
     /// Copy the bitmaps of SRC too
     #[arg(long)]
     bitmaps: bool,
@@ -74,7 +81,7 @@ pub(crate) struct Convert {
 
 impl Convert {
     pub(crate) fn run(&self, out: &mut Out) -> Outcome {
-        let source = open::source(&self.source, &self.format, &self.gates, self.share)?;
+        let source = self.open_source()?;
         let options = self.convert_options()?;
         transfer::check_bitmaps(&source, &options)?;
         if create::is_same_file(&self.source, &self.target) {
@@ -99,6 +106,27 @@ impl Convert {
         self.answer(out, &source, &converted?)
     }
 
+    fn open_source(&self) -> Outcome<Source> {
+        let Some(snapshot) = &self.snapshot else {
+            return open::source(&self.source, &self.format, &self.gates, self.share);
+        };
+        if self.format != "qcow2" {
+            return Err(Failure::usage(format!(
+                "-l {snapshot}: only qcow2 images have internal snapshots"
+            )));
+        }
+        let storage: Box<dyn Storage> = Box::new(self.share.storage(&self.source)?);
+        let options = OpenOptions::reading(self.gates.gate(self.share));
+        // As qemu-img spells it.
+        let selector = ["snapshot.id=", "snapshot.name="]
+            .iter()
+            .find_map(|key| snapshot.strip_prefix(key))
+            .unwrap_or(snapshot);
+        Ok(Source::image(Image::open_snapshot(
+            storage, options, selector,
+        )?))
+    }
+
     fn convert_options(&self) -> Outcome<ConvertOptions> {
         if !self.sparse.is_multiple_of(512) {
             let sparse = self.sparse;
@@ -111,7 +139,13 @@ impl Convert {
                 "--bitmaps: format 'raw' cannot hold bitmaps; use -O qcow2",
             ));
         }
+        if self.compress && self.target_format == "raw" {
+            return Err(Failure::usage(
+                "-c: format 'raw' cannot be compressed; use -O qcow2",
+            ));
+        }
         let mut options = ConvertOptions {
+            compress: self.compress,
             sparse: self.sparse,
             target_is_zero: self.target_is_zero,
             bitmaps: self.bitmaps,
@@ -157,6 +191,17 @@ impl Convert {
             create::look_at(&self.gates, &self.target, reference)?;
         }
         let size_of_target = wanted.size.unwrap_or(size);
+        if let Some(name) = &wanted.data_file {
+            if self.compress {
+                return Err(Failure::usage(
+                    "-c: clusters in a data file cannot be compressed; leave out -o data_file",
+                ));
+            }
+            let path = PathBuf::from(full_name(&self.target, name));
+            if create::is_same_file(&self.source, &path) {
+                return Err(Failure::usage(format!("-o data_file={name}: it is SRC")));
+            }
+        }
         if size_of_target < size {
             return Err(Failure::usage("-o size: smaller than the disk of SRC"));
         }

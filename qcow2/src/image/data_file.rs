@@ -177,7 +177,7 @@ impl Image {
     }
 
     /// Refuses to compress where compressed clusters cannot be.
-    pub(super) fn require_compressible(&self) -> Result<()> {
+    pub(crate) fn require_compressible(&self) -> Result<()> {
         self.guest_file()?;
         match self.data_file() {
             None => Ok(()),

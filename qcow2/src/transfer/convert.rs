@@ -22,6 +22,9 @@ pub struct ConvertOptions {
     /// The target's backing file shows what the source's backing file shows: only what the source
     /// itself holds is copied. The caller vouches for that.
     pub over_backing: bool,
+    /// Compress every whole cluster that is not zero, as its target compresses. The target is an
+    /// image with its data inside.
+    pub compress: bool,
     /// Copy the bitmaps of the source image.
     pub bitmaps: bool,
     /// With `bitmaps`: leave out those that are inconsistent. Otherwise they are an error.
@@ -35,6 +38,7 @@ impl Default for ConvertOptions {
             threads: default_threads(),
             target_is_zero: false,
             over_backing: false,
+            compress: false,
             bitmaps: false,
             skip_broken_bitmaps: false,
         }
@@ -73,7 +77,8 @@ impl Kind for Work {
 /// copied: a copy is a fork of the disk, whose checkpoints are those of the original.
 ///
 /// # Errors
-/// Before the first write: a target smaller than the source, bitmaps that cannot be copied. Later:
+/// Before the first write: a target smaller than the source, bitmaps that cannot be copied, a target
+/// that cannot be compressed. Later:
 /// damage of the source, I/O; the target is then incomplete.
 pub fn convert(
     source: &Source,
@@ -89,6 +94,9 @@ pub fn convert(
         }));
     }
     let plan = bitmaps::Plan::new(source, &target, options)?;
+    if options.compress {
+        target.require_compressible()?;
+    }
     let copy = Copy {
         source,
         target: &target,
@@ -212,11 +220,28 @@ impl Copy<'_> {
                     self.make_zero(at, len)?;
                 }
             } else {
-                self.target.write(&data[range], at)?;
+                self.store(&data[range], at)?;
                 self.data_bytes.fetch_add(len, Ordering::Relaxed);
             }
         }
         Ok(())
+    }
+
+    /// Stores data of whole blocks; a last one is cut where the source ends.
+    fn store(&self, data: &[u8], at: u64) -> Result<()> {
+        if !self.options.compress {
+            return self.target.write(data, at);
+        }
+        // In a target that goes on behind the source, a cluster cut by the source's end is not
+        // whole: it is written plainly.
+        let cut = if at + to_u64(data.len()) == self.target.size() {
+            0
+        } else {
+            data.len() % to_usize(self.target.block())
+        };
+        let (whole, rest) = data.split_at(data.len() - cut);
+        self.target.write_compressed(whole, at)?;
+        self.target.write(rest, at + to_u64(whole.len()))
     }
 
     fn make_zero(&self, start: u64, len: u64) -> Result<()> {

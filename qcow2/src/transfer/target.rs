@@ -1,6 +1,6 @@
 //! Where a disk's bytes go: an image, or a raw file.
 
-use crate::error::Result;
+use crate::error::{Mistake, Result};
 use crate::image::Image;
 use crate::image::file::ImageFile;
 use crate::storage::Storage;
@@ -86,6 +86,25 @@ impl Target {
         match &self.kind {
             Kind::Image(image) => image.write(data, offset),
             Kind::Raw { file, .. } => file.write(data, HostOffset(offset), "write data"),
+        }
+    }
+
+    /// Refuses a target whose clusters cannot be compressed.
+    pub(super) fn require_compressible(&self) -> Result<()> {
+        match &self.kind {
+            Kind::Image(image) => image.require_compressible(),
+            Kind::Raw { file, .. } => Err(file.invalid(Mistake::Option {
+                option: "compress",
+                problem: "a raw disk cannot be compressed",
+            })),
+        }
+    }
+
+    /// Writes whole clusters at byte `offset` of the disk, compressed.
+    pub(super) fn write_compressed(&self, data: &[u8], offset: u64) -> Result<()> {
+        match &self.kind {
+            Kind::Image(image) => image.write_packed(&image.packer(None).pack(data), offset),
+            Kind::Raw { .. } => self.require_compressible(),
         }
     }
 

@@ -6,5 +6,6 @@
 mod common;
 
 mod compare;
+mod compressed;
 mod convert;
 mod scene;
