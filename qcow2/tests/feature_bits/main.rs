@@ -1,0 +1,7 @@
+//! What the bits of the header ask for: encryption, lazy refcounts, dirty, corrupt.
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+
+#[path = "../common/mod.rs"]
+mod common;
+
+mod encrypted;
