@@ -28,7 +28,7 @@ impl Image {
     /// I/O. After a failed barrier the image refuses further writes: what is durable is no longer
     /// known, and only opening it again can tell.
     pub fn flush(&self) -> Result<()> {
-        self.check_writable()?;
+        self.check_flushable()?;
         let due = lock(&self.last_narrowing).elapsed() >= NARROWING_INTERVAL;
         if due {
             self.narrow_idle_regions()?;
@@ -45,9 +45,9 @@ impl Image {
     /// # Errors
     /// As [`flush`](Self::flush).
     pub fn narrow_idle_regions(&self) -> Result<()> {
-        self.check_writable()?;
+        self.check_flushable()?;
         *lock(&self.last_narrowing) = Instant::now();
-        let Some(tracker) = self.tracker() else {
+        let Some(tracker) = self.tracker().filter(|_| !self.is_distrusted()) else {
             return Ok(());
         };
         let idle = tracker.age(&self.entrance.close());
@@ -144,7 +144,7 @@ impl Image {
     /// disk is then as after a crash: sound, and its bitmaps wider than needed.
     pub fn close(self) -> Result<()> {
         if self.writable {
-            self.check_writable()?;
+            self.check_flushable()?;
             self.finish()?;
         }
         Ok(())
@@ -153,6 +153,9 @@ impl Image {
     fn finish(&self) -> Result<()> {
         let _alone = self.entrance.close();
         self.sync()?;
+        if self.is_distrusted() {
+            return Ok(());
+        }
         if let Some(tracker) = self.tracker() {
             if tracker.was_marked() {
                 tracker.narrow(self)?;

@@ -9,6 +9,7 @@
 mod backing;
 mod create;
 mod data_file;
+mod distrust;
 mod expand;
 pub(crate) mod file;
 pub(crate) mod first_cluster;
@@ -45,7 +46,7 @@ use crate::bitmaps::directory::Directory;
 use crate::bitmaps::tracker::Tracker;
 use crate::cache::TableCache;
 use crate::codec::CompressionType;
-use crate::error::{Error, Mistake, Result};
+use crate::error::{Damage, Error, Mistake, Result};
 use crate::format::chain::Reading;
 use crate::format::encryption::EncryptionHeader;
 use crate::format::header::{Header, incompatible};
@@ -86,6 +87,8 @@ pub struct Image {
     tracker_creation: Mutex<()>,
     last_narrowing: Mutex<Instant>,
     failed: AtomicBool,
+    /// A change met damage: no further one is let in.
+    distrusted: AtomicBool,
 }
 
 impl std::fmt::Debug for Image {
@@ -269,6 +272,15 @@ impl Image {
     }
 
     pub(crate) fn check_writable(&self) -> Result<()> {
+        self.check_flushable()?;
+        if self.is_distrusted() {
+            return Err(self.file.damage(Damage::MarkedCorrupt));
+        }
+        Ok(())
+    }
+
+    /// Whether what was changed can still be made durable.
+    pub(crate) fn check_flushable(&self) -> Result<()> {
         if !self.writable {
             return Err(self.file.invalid(Mistake::ReadOnly));
         }

@@ -140,6 +140,7 @@ impl Image {
             tracker_creation: Mutex::new(()),
             last_narrowing: Mutex::new(Instant::now()),
             failed: AtomicBool::new(false),
+            distrusted: AtomicBool::new(false),
             file,
         })
     }

@@ -115,7 +115,7 @@ impl Image {
             // The mapping on disk may name the place already: only the mark stands before it.
             tracker.cover_durably(self, offset..offset + len)?;
         }
-        work(&tracker)
+        self.distrust_after(work(&tracker))
     }
 
     /// Cuts a range where the lock of its clusters changes.

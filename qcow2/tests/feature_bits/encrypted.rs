@@ -1,6 +1,6 @@
 //! Encrypted images of QEMU's making: their metadata is ours to read and change, their data is not.
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 use serde_json::Value;
 use tempfile::TempDir;
