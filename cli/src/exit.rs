@@ -145,7 +145,7 @@ pub(crate) fn exit_of(error: &Error) -> Exit {
             | Feature::Version(_)
             | Feature::Incompatible { .. }
             | Feature::Encryption(_)
-            | Feature::Snapshots(_)
+            | Feature::SnapshotOfDataFile
             | Feature::BitmapsInVersion2,
         ) => Exit::Unsupported,
         _ => Exit::Failed,

@@ -49,6 +49,11 @@ pub(crate) const fn to_u16(value: usize) -> u16 {
     value as u16
 }
 
+/// The low 32 bits, other bits dropped.
+pub(crate) const fn low_u32(value: u64) -> u32 {
+    (value & 0xffff_ffff) as u32
+}
+
 /// The low byte, other bits dropped.
 pub(crate) const fn low_byte(value: u64) -> u8 {
     (value & 0xff) as u8

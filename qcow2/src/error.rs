@@ -191,9 +191,9 @@ pub enum Feature {
     /// Guest data is encrypted.
     #[error("the image is encrypted (method {0}): its guest data is neither read nor written")]
     Encryption(u32),
-    /// Internal snapshots, when opened for writing.
-    #[error("the image has {0} internal snapshots: it can be read but not yet written")]
-    Snapshots(u32),
+    /// An internal snapshot of a disk whose data is not in the image.
+    #[error("an image with an external data file cannot have internal snapshots")]
+    SnapshotOfDataFile,
     /// Stale reference counts, when opened for writing.
     #[error("the image was not closed cleanly (dirty bit): repair it with `qemu-img check -r all`")]
     Dirty,

@@ -367,6 +367,45 @@ fn structures_precede_header() {
 }
 
 #[test]
+fn counts_and_mapping_of_a_snapshot_precede_header() {
+    let before = common::built(&options(), |image| image.write(&[7; 65536], 0).unwrap());
+    let log = Log::record(
+        &options(),
+        |image| image.write(&[7; 65536], 0).unwrap(),
+        |image| {
+            image.create_snapshot("s").unwrap();
+            drop(image);
+        },
+    );
+    let present = Log {
+        events: Vec::new(),
+        bytes: before,
+    };
+    let header = log.writes(0..512);
+    let snapshots = be64(&log.bytes, 64);
+    for (what, old, new) in [
+        ("the L1 table", present.l1(), log.l1()),
+        ("an L2 table", present.l2(0), log.l2(0)),
+        (
+            "a refcount block",
+            present.refcount_block(0),
+            log.refcount_block(0),
+        ),
+        (
+            "the refcount table",
+            be64(&present.bytes, 48),
+            be64(&log.bytes, 48),
+        ),
+        ("the snapshot's L1 table", 0, be64(&log.bytes, snapshots)),
+        ("the snapshot table", 0, snapshots),
+    ] {
+        assert_ne!(old, new, "{what} was changed in place");
+        log.durable_before(what, &log.writes(cluster(new)), &header);
+    }
+    assert_eq!(header.len(), 1, "one write makes all of it true");
+}
+
+#[test]
 fn slot_precedes_header_sector() {
     // The second freeze finds the canonical layout: one write of a slot, one of sector 0.
     let log = Log::record(

@@ -33,6 +33,20 @@ impl RefcountBlock {
         }
     }
 
+    /// A block that the disk has at `offset` with these bytes.
+    pub(super) fn durable(geometry: Geometry, offset: HostOffset, bytes: Vec<u8>) -> Self {
+        Self {
+            offset,
+            order: geometry.refcount_order,
+            bytes,
+            dirty: None,
+        }
+    }
+
+    pub(super) fn bytes(&self) -> &[u8] {
+        &self.bytes
+    }
+
     pub(super) fn read(geometry: Geometry, offset: HostOffset, file: &ImageFile) -> Result<Self> {
         let mut bytes = vec![0; geometry.cluster_len()];
         file.read(&mut bytes, offset, "read refcount block")?;

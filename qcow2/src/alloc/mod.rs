@@ -12,6 +12,7 @@
 
 mod block;
 mod bytes;
+mod next;
 mod vet;
 
 use std::collections::{BTreeMap, BTreeSet, HashSet};
@@ -19,6 +20,8 @@ use std::collections::{BTreeMap, BTreeSet, HashSet};
 use byteorder::{BigEndian, ByteOrder};
 
 use self::block::RefcountBlock;
+use self::next::NextCounts;
+pub(crate) use self::next::TablePlace;
 pub(crate) use self::vet::Structure;
 use crate::convert::{to_u32, to_u64, to_usize};
 use crate::error::{Error, Feature, Result};
@@ -40,6 +43,13 @@ pub(crate) struct HostRun {
     pub(crate) untouched: bool,
 }
 
+impl HostRun {
+    /// The first byte behind it.
+    pub(crate) const fn end(&self, geometry: &Geometry) -> HostOffset {
+        self.start.plus(self.clusters << geometry.cluster_bits)
+    }
+}
+
 /// The refcount structures of one image.
 #[derive(Debug)]
 pub(crate) struct Allocator {
@@ -54,6 +64,8 @@ pub(crate) struct Allocator {
     /// No cluster below this one is free.
     first_free: u64,
     pending: Vec<HostRun>,
+    /// Counts that the next header write makes true.
+    next: Option<NextCounts>,
     /// Behind the newest compressed data, inside a cluster that still has room.
     tail: Option<HostOffset>,
     /// End of everything that was ever written.
@@ -89,6 +101,7 @@ impl Allocator {
             blocks: BTreeMap::new(),
             first_free: 0,
             pending: Vec::new(),
+            next: None,
             tail: None,
             high_water: HostOffset(file.len()?.next_multiple_of(geometry.cluster_bytes())),
             fixed: HashSet::new(),
@@ -275,7 +288,9 @@ impl Allocator {
         }
         let (number, slot) = self.geometry.refcount_indexes(cluster);
         if let Some(block) = self.block(file, number)? {
+            let old = block.count(slot);
             block.set(slot, value);
+            self.mirror(number, slot, old, value);
         }
         Ok(())
     }

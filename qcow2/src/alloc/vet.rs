@@ -56,6 +56,23 @@ impl Allocator {
         Ok(())
     }
 
+    /// Protects one more structure, whose clusters have one reference each. Counts come first, so
+    /// that a size that is only claimed takes no memory.
+    pub(crate) fn protect(&mut self, file: &ImageFile, structure: &Structure) -> Result<()> {
+        self.check_counted(file, structure)?;
+        let first = self.geometry.host_cluster(structure.offset).0;
+        for cluster in first..first + structure.clusters {
+            if !self.fixed.insert(cluster) {
+                return Err(refusal(
+                    file,
+                    structure,
+                    "shares a cluster with other metadata",
+                ));
+            }
+        }
+        Ok(())
+    }
+
     /// Protects the pages of the recording bitmaps in place of those known before. A page is
     /// written in place, so it must belong to its bitmap alone.
     pub(crate) fn protect_pages(&mut self, file: &ImageFile, pages: &[HostOffset]) -> Result<()> {
@@ -98,7 +115,7 @@ impl Allocator {
         Ok(())
     }
 
-    fn table_bytes(&self) -> u64 {
+    pub(super) fn table_bytes(&self) -> u64 {
         crate::geometry::Geometry::entries_bytes(self.table.len())
     }
 }

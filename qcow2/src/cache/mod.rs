@@ -238,10 +238,6 @@ impl TableCache {
 
     /// Forgets every table, after the tables on disk were replaced. Nothing is dirty, and nobody
     /// reads or writes.
-    #[expect(
-        dead_code,
-        reason = "resize and snapshots will change the mapping through it"
-    )]
     pub(crate) fn clear(&self) {
         for shard in &self.shards {
             shard

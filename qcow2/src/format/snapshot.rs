@@ -3,7 +3,7 @@
 use byteorder::{BigEndian, ByteOrder};
 
 use super::limits;
-use crate::convert::{index, to_u64};
+use crate::convert::{index, to_u16, to_u64};
 use crate::error::Damage;
 use crate::units::HostOffset;
 
@@ -11,6 +11,8 @@ use crate::units::HostOffset;
 pub const HEAD_BYTES: usize = 40;
 /// Extra data that version 3 asks for: bytes of the VM state and of the disk.
 pub const REQUIRED_EXTRA_BYTES: u32 = 16;
+/// Extra data of an entry of ours, as QEMU writes it: with the count of instructions.
+pub const CREATED_EXTRA_BYTES: u32 = 24;
 
 /// One internal snapshot.
 ///
@@ -114,6 +116,29 @@ impl Snapshot {
         })
     }
 
+    /// The entry's bytes with their padding, with [`CREATED_EXTRA_BYTES`] of extra data. Identifier
+    /// and name have less than 64 KiB each.
+    pub fn encode(&self) -> Vec<u8> {
+        let mut bytes = vec![0; HEAD_BYTES];
+        BigEndian::write_u64(&mut bytes[..8], self.l1_offset.0);
+        BigEndian::write_u32(&mut bytes[8..12], self.l1_entries);
+        BigEndian::write_u16(&mut bytes[12..14], to_u16(self.id.len()));
+        BigEndian::write_u16(&mut bytes[14..16], to_u16(self.name.len()));
+        BigEndian::write_u32(&mut bytes[16..20], self.seconds);
+        BigEndian::write_u32(&mut bytes[20..24], self.nanoseconds);
+        BigEndian::write_u64(&mut bytes[24..32], self.vm_clock);
+        let short_state = u32::try_from(self.vm_state_bytes).unwrap_or(0);
+        BigEndian::write_u32(&mut bytes[32..36], short_state);
+        BigEndian::write_u32(&mut bytes[36..40], CREATED_EXTRA_BYTES);
+        bytes.extend(self.vm_state_bytes.to_be_bytes());
+        bytes.extend(self.disk_bytes.unwrap_or(0).to_be_bytes());
+        bytes.extend(self.instruction_count.unwrap_or(u64::MAX).to_be_bytes());
+        bytes.extend_from_slice(&self.id);
+        bytes.extend_from_slice(&self.name);
+        bytes.resize(bytes.len().next_multiple_of(8), 0);
+        bytes
+    }
+
     /// Bytes of the snapshot's L1 table.
     pub fn l1_bytes(&self) -> u64 {
         to_u64(index(self.l1_entries)) * 8
@@ -152,6 +177,26 @@ mod tests {
         assert_eq!(snapshot.instruction_count, Some(9));
         let head = bytes.first_chunk().expect("an entry has a head");
         assert_eq!(Snapshot::span(head, 0), Ok(bytes.len()));
+    }
+
+    #[test]
+    fn an_entry_of_ours_reads_back() {
+        let snapshot = Snapshot {
+            l1_offset: HostOffset(0x7_0000),
+            l1_entries: 12,
+            id: b"34".to_vec(),
+            name: "caf\u{e9}".as_bytes().to_vec(),
+            seconds: 1,
+            nanoseconds: 2,
+            vm_clock: 3,
+            vm_state_bytes: 4,
+            disk_bytes: Some(5),
+            instruction_count: Some(6),
+            extra_bytes: CREATED_EXTRA_BYTES,
+        };
+        let bytes = snapshot.encode();
+        assert_eq!(bytes.len() % 8, 0);
+        assert_eq!(Snapshot::decode(&bytes, 0), Ok(snapshot));
     }
 
     #[test]

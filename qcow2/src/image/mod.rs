@@ -52,8 +52,10 @@ use crate::format::encryption::EncryptionHeader;
 use crate::format::header::{Header, incompatible};
 use crate::format::table::L1Entry;
 use crate::geometry::Geometry;
+use crate::snapshots;
 use crate::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use crate::sync::{Mutex, MutexGuard, RwLock, RwLockReadGuard};
+use crate::units::HostOffset;
 
 /// An open qcow2 image. All operations take `&self` and may run on many threads at once.
 ///
@@ -181,6 +183,35 @@ impl Image {
         self.directory = Mutex::new(Directory::new(Vec::new(), None));
     }
 
+    /// The active L1 table as it is in memory.
+    pub(crate) fn l1_words(&self) -> Vec<u64> {
+        self.l1()
+            .iter()
+            .map(|entry| entry.load(Ordering::Acquire))
+            .collect()
+    }
+
+    /// Where the active L2 tables lie.
+    pub(crate) fn active_tables(&self) -> Result<Vec<HostOffset>> {
+        let mut tables = Vec::new();
+        for number in 0..self.l1_words().len() {
+            if let L1Entry::Table { offset, .. } = self.l1_entry(number)? {
+                tables.push(offset);
+            }
+        }
+        Ok(tables)
+    }
+
+    /// Puts another size and L1 table into memory, which the header names by now. The caller owns
+    /// the entrance and all clusters.
+    pub(crate) fn replace_mapping(&self, size: u64, l1: Vec<u64>) {
+        self.size.store(size, Ordering::Release);
+        let mut present = self.l1.write().unwrap_or_else(PoisonError::into_inner);
+        *present = l1.into_iter().map(AtomicU64::new).collect();
+        drop(present);
+        self.tables.clear();
+    }
+
     pub(crate) fn first_cluster(&self) -> MutexGuard<'_, FirstCluster> {
         lock(&self.first)
     }
@@ -254,6 +285,9 @@ impl Image {
             structures.push(structure(name, offset, bytes, whole));
         }
         allocator.vet(&self.file, &structures)?;
+        for structure in snapshots::structures(&self.file, first.header())? {
+            allocator.protect(&self.file, &structure)?;
+        }
         Ok(allocator)
     }
 

@@ -20,6 +20,7 @@ use crate::format::extension;
 use crate::format::header::{Header, autoclear, incompatible};
 use crate::format::table::L1Entry;
 use crate::geometry::Geometry;
+use crate::snapshots;
 use crate::storage::Storage;
 use crate::sync::atomic::{AtomicBool, AtomicU64};
 use crate::sync::{Mutex, RwLock};
@@ -209,9 +210,11 @@ fn refuse_writing(file: &ImageFile, first: &FirstCluster) -> Result<()> {
     }
     data_file::refuse_contradictions(file, header)?;
     refuse_lost_keys(file, first)?;
-    if header.snapshot_count != 0 {
-        return Err(file.unsupported(Feature::Snapshots(header.snapshot_count)));
+    if header.snapshot_count != 0 && header.geometry.external_data {
+        return Err(file.unsupported(Feature::SnapshotOfDataFile));
     }
+    // Their tables must be protected from the first write on.
+    snapshots::structures(file, header)?;
     if header.refcount_table_offset == HostOffset::ZERO {
         return Err(file.damage(Damage::HeaderField {
             field: "refcount_table_offset",

@@ -138,7 +138,7 @@ impl Image {
         self.backing.is_some() || self.has_backing_name
     }
 
-    pub(super) fn decode(&self, raw: RawL2, cluster: GuestCluster) -> Result<L2Entry> {
+    pub(crate) fn decode(&self, raw: RawL2, cluster: GuestCluster) -> Result<L2Entry> {
         L2Entry::decode(raw, cluster.0, &self.geometry).map_err(|damage| self.file.damage(damage))
     }
 

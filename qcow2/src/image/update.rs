@@ -13,7 +13,7 @@ use tidemark_bitmap::{Bitmap, Granularity};
 use super::first_cluster::Content;
 use super::retire::{free_retired, retired_structures};
 use super::{Image, lock};
-use crate::alloc::HostRun;
+use crate::alloc::{HostRun, TablePlace};
 use crate::bitmaps::directory::{Directory, shape};
 use crate::bitmaps::{BitmapInfo, load, proof};
 use crate::convert::{to_u32, to_u64, to_usize};
@@ -43,6 +43,8 @@ pub struct Update<'a> {
     /// The header to come; the bitmaps' autoclear bit and the refcount table are not taken from it.
     header: Header,
     changed: bool,
+    /// The allocator holds refcounts that become true with the header.
+    next_counts: bool,
     /// Entries on disk whose structures will no longer be named.
     retired: Vec<DirectoryEntry>,
 }
@@ -61,15 +63,15 @@ impl Image {
         self.check_writable()?;
         let _alone = self.entrance.close();
         self.end_tracking()?;
-        self.run_update(work)
+        let (answer, retired) = self.run_update(work)?;
+        if let Some(retired) = retired {
+            free_retired(self, &retired)?;
+        }
+        Ok(answer)
     }
 
     /// As [`update`](Self::update), for a change of the mapping or of the disk's size: nobody reads
     /// either, and `after` puts the new L1 table or size into memory once the header is durable.
-    #[expect(
-        dead_code,
-        reason = "resize and snapshots will change the mapping through it"
-    )]
     pub(crate) fn restructure<R>(
         &self,
         work: impl FnOnce(&mut Update<'_>) -> Result<R>,
@@ -79,8 +81,10 @@ impl Image {
         let _alone = self.entrance.close();
         self.end_tracking()?;
         let _everything = self.clusters.own_all();
-        let answer = self.run_update(work)?;
-        after(self, answer)
+        let (answer, retired) = self.run_update(work)?;
+        // Before anything else can fail: memory must not fall behind the header.
+        after(self, answer)?;
+        retired.map_or(Ok(()), |retired| free_retired(self, &retired))
     }
 
     /// Everything in memory goes to disk, recording bitmaps with their exact bits. The caller owns
@@ -97,16 +101,15 @@ impl Image {
         Ok(())
     }
 
+    /// Returns the answer and, if the header changed, what it no longer names.
     fn run_update<R, E: From<Error>>(
         &self,
         work: impl FnOnce(&mut Update<'_>) -> std::result::Result<R, E>,
-    ) -> std::result::Result<R, E> {
+    ) -> std::result::Result<(R, Option<Vec<HostRun>>), E> {
         let mut update = Update::new(self)?;
         let answer = work(&mut update)?;
-        if update.changed {
-            update.commit()?;
-        }
-        Ok(answer)
+        let retired = update.changed.then(|| update.commit()).transpose()?;
+        Ok((answer, retired))
     }
 }
 
@@ -127,6 +130,7 @@ impl<'a> Update<'a> {
             record: content.record,
             header: content.header,
             changed: false,
+            next_counts: false,
             retired: Vec::new(),
         })
     }
@@ -178,13 +182,15 @@ impl<'a> Update<'a> {
 
     /// The header as it will be, to be changed: disk size, L1, snapshots, feature bits. What it
     /// names must be counted and written before the update ends.
-    #[expect(
-        dead_code,
-        reason = "resize and snapshots will change the mapping through it"
-    )]
     pub(crate) fn header_mut(&mut self) -> &mut Header {
         self.changed = true;
         &mut self.header
+    }
+
+    /// The refcounts that were staged in the allocator become true with the header.
+    pub(crate) fn commit_next_counts(&mut self) {
+        self.changed = true;
+        self.next_counts = true;
     }
 
     /// Replaces the chain record, or drops it.
@@ -325,24 +331,33 @@ impl<'a> Update<'a> {
         self.image.file.invalid(mistake)
     }
 
-    fn commit(mut self) -> Result<()> {
+    /// Makes everything true; returns what the header no longer names.
+    fn commit(mut self) -> Result<Vec<HostRun>> {
         let image = self.image;
         self.check_room()?;
         let freed = retired_structures(image, &self.retired)?;
         let mut taken = Vec::new();
         let written = self.write_structures(&mut taken).and_then(|extension| {
             image.settle()?;
-            Ok(extension)
+            Ok((extension, self.place_counts()?))
         });
-        let extension = match written {
-            Ok(extension) => extension,
+        let (extension, counts) = match written {
+            Ok(written) => written,
             Err(error) => {
                 image.with_allocator(|allocator, _| allocator.free_now(&image.file, &taken))?;
                 return Err(error);
             }
         };
         let entries: Vec<DirectoryEntry> = self.slots.into_iter().map(|slot| slot.entry).collect();
-        if let Err(error) = commit_header(image, &self.header, extension, self.record, &entries) {
+        let committed = commit_header(
+            image,
+            &self.header,
+            counts,
+            extension,
+            self.record,
+            &entries,
+        );
+        if let Err(error) = committed {
             if matches!(error, Error::Unsupported { .. }) {
                 // Refused before the first byte: the new clusters are nobody's.
                 image.with_allocator(|allocator, _| allocator.free_now(&image.file, &taken))?;
@@ -353,7 +368,27 @@ impl<'a> Update<'a> {
         }
         let place = extension.map(|found| (found.directory_offset, found.directory_bytes));
         *lock(&image.directory) = Directory::new(entries, place);
-        free_retired(image, &freed)
+        if counts.is_some() {
+            image
+                .with_allocator(|allocator, _| allocator.adopt_next(&image.file))
+                .inspect_err(|_| image.poison())?;
+        }
+        Ok(freed)
+    }
+
+    fn place_counts(&self) -> Result<Option<TablePlace>> {
+        let image = self.image;
+        if !self.next_counts {
+            return Ok(None);
+        }
+        image
+            .with_allocator(|allocator, first| allocator.place_next(&image.file, first))
+            .map(Some)
+            .inspect_err(|error| {
+                if matches!(error, Error::Io { .. }) && !error.is_no_space() {
+                    image.poison();
+                }
+            })
     }
 
     /// Refuses what the first cluster has no room for, before anything is written.
@@ -365,7 +400,8 @@ impl<'a> Update<'a> {
             directory_offset: HostOffset::ZERO,
         });
         let first = lock(&self.image.first);
-        let next = next_content(&self.header, first.header(), bitmaps, self.record.clone());
+        let record = self.record.clone();
+        let next = next_content(&self.header, first.header(), None, bitmaps, record);
         first.check_room(&self.image.file, &next)
     }
 
@@ -449,6 +485,7 @@ fn write_new(
 fn commit_header(
     image: &Image,
     header: &Header,
+    counts: Option<TablePlace>,
     extension: Option<BitmapsExtension>,
     record: Option<ChainRecord>,
     entries: &[DirectoryEntry],
@@ -459,13 +496,14 @@ fn commit_header(
             proof::directory_digest(&record, entries.iter().map(BitmapInfo::from));
         record
     });
-    let next = next_content(header, first.header(), extension, record);
+    let next = next_content(header, first.header(), counts, extension, record);
     first.commit(&image.file, next)
 }
 
 fn next_content(
     wanted: &Header,
     present: &Header,
+    counts: Option<TablePlace>,
     bitmaps: Option<BitmapsExtension>,
     record: Option<ChainRecord>,
 ) -> Content {
@@ -473,6 +511,10 @@ fn next_content(
     // It may have moved while the structures were written.
     header.refcount_table_offset = present.refcount_table_offset;
     header.refcount_table_clusters = present.refcount_table_clusters;
+    if let Some((offset, clusters)) = counts {
+        header.refcount_table_offset = offset;
+        header.refcount_table_clusters = clusters;
+    }
     header.autoclear = wanted.upheld_autoclear(bitmaps.is_some());
     Content {
         header,

@@ -92,6 +92,17 @@ impl Image {
         })
     }
 
+    /// As [`delta`](Self::delta), from the present to a disk of `size` bytes with this L1 table,
+    /// for a caller who keeps structural changes out.
+    pub(super) fn delta_to_l1(&self, size: u64, l1: Vec<u64>) -> Result<Delta> {
+        let present = Side {
+            size: self.size(),
+            l1: None,
+        };
+        let l1 = Some(l1);
+        self.compare(&[present, Side { size, l1 }])
+    }
+
     fn compare(&self, sides: &[Side; 2]) -> Result<Delta> {
         let size = sides[1].size;
         let common = sides[0].size.min(size);

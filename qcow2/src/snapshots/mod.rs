@@ -9,6 +9,10 @@
 //! - A snapshot's tables and data never change while it exists.
 //! - Entries of the table that are not ours keep every byte.
 
+mod apply;
+mod change;
+mod create;
+mod delete;
 mod delta;
 mod table;
 mod view;
@@ -18,6 +22,7 @@ pub use table::list;
 
 pub(crate) use table::read as read_table;
 
+use crate::alloc::Structure;
 use crate::convert::to_u64;
 use crate::error::{Damage, Mistake, Result};
 use crate::format::header::Header;
@@ -91,17 +96,59 @@ impl Image {
     }
 }
 
-/// Number of the entry that `selector` means: an identifier before a name, as qemu-img looks.
-fn position(file: &ImageFile, entries: &[table::Entry], selector: &str) -> Result<usize> {
-    let wanted = selector.as_bytes();
-    let by_id = entries.iter().position(|entry| entry.snapshot.id == wanted);
-    by_id
-        .or_else(|| {
+/// How a snapshot is chosen.
+#[derive(Clone, Copy, Debug)]
+enum Selection<'a> {
+    /// By identifier or, when there is none, by name.
+    IdOrName(&'a str),
+    /// By name alone.
+    Name(&'a str),
+}
+
+impl Selection<'_> {
+    /// Number of the first entry that is meant.
+    fn position(self, file: &ImageFile, entries: &[table::Entry]) -> Result<usize> {
+        let find = |wanted: &str, field: fn(&Snapshot) -> &[u8]| {
             entries
                 .iter()
-                .position(|entry| entry.snapshot.name == wanted)
-        })
-        .ok_or_else(|| file.invalid(Mistake::NoSuchSnapshot(selector.to_owned())))
+                .position(|entry| field(&entry.snapshot) == wanted.as_bytes())
+        };
+        let (wanted, found) = match self {
+            Self::IdOrName(wanted) => {
+                let by_id = find(wanted, |snapshot| &snapshot.id);
+                let found = by_id.or_else(|| find(wanted, |snapshot| &snapshot.name));
+                (wanted, found)
+            }
+            Self::Name(wanted) => (wanted, find(wanted, |snapshot| &snapshot.name)),
+        };
+        found.ok_or_else(|| file.invalid(Mistake::NoSuchSnapshot(wanted.to_owned())))
+    }
+}
+
+/// Number of the entry that `selector` means: an identifier before a name, as qemu-img looks.
+fn position(file: &ImageFile, entries: &[table::Entry], selector: &str) -> Result<usize> {
+    Selection::IdOrName(selector).position(file, entries)
+}
+
+/// The snapshot table and the L1 tables that it names: metadata that belongs to nobody else.
+pub(crate) fn structures(file: &ImageFile, header: &Header) -> Result<Vec<Structure>> {
+    let geometry = &header.geometry;
+    let structure = |name, offset, bytes| Structure {
+        name,
+        offset,
+        clusters: geometry.clusters_for(bytes),
+        counted: true,
+    };
+    let entries = table::read(file.storage(), file.name(), header)?;
+    let bytes = entries.iter().map(|entry| to_u64(entry.bytes.len())).sum();
+    let mut found = vec![structure("snapshot table", header.snapshots_offset, bytes)];
+    for entry in &entries {
+        let snapshot = &entry.snapshot;
+        check_l1(file, geometry, snapshot)?;
+        let name = "L1 table of a snapshot";
+        found.push(structure(name, snapshot.l1_offset, snapshot.l1_bytes()));
+    }
+    Ok(found)
 }
 
 /// The disk's size in a snapshot, after a check that its L1 table maps all of it.
@@ -118,25 +165,29 @@ fn disk_bytes(file: &ImageFile, header: &Header, snapshot: &Snapshot) -> Result<
     Ok(bytes)
 }
 
+fn check_l1(file: &ImageFile, geometry: &Geometry, snapshot: &Snapshot) -> Result<()> {
+    let problem = if !geometry.is_aligned(snapshot.l1_offset) {
+        "is not cluster aligned"
+    } else if snapshot.l1_bytes() > limits::MAX_L1_BYTES {
+        "is larger than 32 MiB"
+    } else if snapshot.l1_offset.0 >= limits::MAX_HOST_OFFSET {
+        "lies where no file ends"
+    } else if snapshot.l1_bytes() > 0 && snapshot.l1_offset.0 == 0 {
+        "lies on the header"
+    } else {
+        return Ok(());
+    };
+    Err(file.damage(Damage::Place {
+        structure: "L1 table of a snapshot",
+        offset: snapshot.l1_offset,
+        problem,
+    }))
+}
+
 /// The entries of a snapshot's L1 table. What lies beyond the end of the file is zero and costs no
 /// reading.
 fn read_l1(file: &ImageFile, geometry: &Geometry, snapshot: &Snapshot) -> Result<Vec<u64>> {
-    let problem = if !geometry.is_aligned(snapshot.l1_offset) {
-        Some("is not cluster aligned")
-    } else if snapshot.l1_bytes() > limits::MAX_L1_BYTES {
-        Some("is larger than 32 MiB")
-    } else if snapshot.l1_bytes() > 0 && snapshot.l1_offset.0 == 0 {
-        Some("lies on the header")
-    } else {
-        None
-    };
-    if let Some(problem) = problem {
-        return Err(file.damage(Damage::Place {
-            structure: "L1 table of a snapshot",
-            offset: snapshot.l1_offset,
-            problem,
-        }));
-    }
+    check_l1(file, geometry, snapshot)?;
     let entries = crate::convert::index(snapshot.l1_entries);
     let present = file
         .len()?

@@ -12,8 +12,15 @@ use crate::storage::Storage;
 #[derive(Clone, Debug)]
 pub(crate) struct Entry {
     pub(crate) snapshot: Snapshot,
-    #[expect(dead_code, reason = "a new table copies entries as they are")]
     pub(crate) bytes: Vec<u8>,
+}
+
+impl Entry {
+    /// An entry of ours.
+    pub(super) fn new(snapshot: Snapshot) -> Self {
+        let bytes = snapshot.encode();
+        Self { snapshot, bytes }
+    }
 }
 
 /// The internal snapshots of the image in `storage`, whose header is `header`, in the order of

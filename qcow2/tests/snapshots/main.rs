@@ -5,6 +5,9 @@
 #[path = "../common/mod.rs"]
 mod common;
 
+mod crashes;
 mod delta;
+mod faults;
 mod life;
 mod reading;
+mod turns;
