@@ -13,3 +13,4 @@ pub(crate) mod info;
 mod info_text;
 pub(crate) mod map;
 pub(crate) mod restore;
+pub(crate) mod snapshot;
