@@ -9,5 +9,6 @@ mod crashes;
 mod delta;
 mod faults;
 mod life;
+mod lives;
 mod reading;
 mod turns;
