@@ -117,7 +117,10 @@ const OPTIONS: &[Row] = &[
         name: "extended_l2",
         value: "<on/off>",
         help: "32 subclusters in a cluster",
-        set: |_, value| off(value),
+        set: |wanted, value| {
+            wanted.options.extended_l2 = switch(value)?;
+            Ok(())
+        },
     },
     Row {
         name: "lazy_refcounts",

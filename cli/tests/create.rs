@@ -71,7 +71,9 @@ fn create_replaces_a_file_only_when_nothing_is_wrong() {
     }
     place.run("create disk 2M -b missing -F qcow2").ends_with(1);
     place.run("create disk 2M -f vmdk").ends_with(63);
-    place.run("create disk 2M -o extended_l2=on").ends_with(63);
+    place
+        .run("create disk 2M -o extended_l2=on,cluster_size=8k")
+        .ends_with(64);
     assert_eq!(std::fs::read(place.path("disk")).unwrap(), before);
     place.ok("create disk 2M");
     assert_eq!(place.json("bitmap list disk"), json!([]));

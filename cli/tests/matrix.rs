@@ -25,6 +25,7 @@ enum Feature {
     Lazy,
     Zlib,
     Zstd,
+    ExtendedL2,
     Snapshots,
     Bitmaps,
     Backing,
@@ -35,11 +36,12 @@ enum Feature {
     Empty,
 }
 
-const FEATURES: [Feature; 12] = [
+const FEATURES: [Feature; 13] = [
     Feature::Plain,
     Feature::Lazy,
     Feature::Zlib,
     Feature::Zstd,
+    Feature::ExtendedL2,
     Feature::Snapshots,
     Feature::Bitmaps,
     Feature::Backing,
@@ -65,6 +67,7 @@ impl Shape {
         match self.feature {
             Feature::Lazy | Feature::Zstd | Feature::Bitmaps => self.version == 3,
             Feature::DataFile | Feature::RawDataFile => self.version == 3,
+            Feature::ExtendedL2 => self.version == 3 && self.cluster_bits >= 14,
             Feature::Snapshots => self.refcount_bits > 1,
             _ => true,
         }
@@ -83,6 +86,7 @@ impl Shape {
         match self.feature {
             Feature::Lazy => add("lazy_refcounts", "on"),
             Feature::Zstd => add("compression_type", "zstd"),
+            Feature::ExtendedL2 => add("extended_l2", "on"),
             Feature::DataFile => add("data_file", &outside),
             Feature::RawDataFile => {
                 add("data_file", &outside);

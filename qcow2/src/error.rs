@@ -197,6 +197,9 @@ pub enum Feature {
     /// Stale reference counts, when opened for writing.
     #[error("the image was not closed cleanly (dirty bit): repair it with `qemu-img check -r all`")]
     Dirty,
+    /// Extended L2 entries together with an external data file, when opened for writing.
+    #[error("extended L2 entries with an external data file can be read but not written")]
+    SubclustersOutside,
     /// Persistent bitmaps in a version 2 image.
     #[error("version 2 images cannot hold persistent bitmaps; convert to version 3 (compat=1.1)")]
     BitmapsInVersion2,

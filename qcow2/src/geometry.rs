@@ -1,6 +1,7 @@
 //! Every shift, mask and bound of one image, computed once from its checked header.
 
 use crate::convert::{to_u64, to_usize};
+use crate::format::subclusters;
 use crate::units::{GuestCluster, HostCluster, HostOffset};
 
 /// Shifts and bounds that follow from cluster size, refcount width and version.
@@ -27,6 +28,16 @@ impl Geometry {
     /// Bytes of a cluster, as a length in memory.
     pub const fn cluster_len(&self) -> usize {
         to_usize(self.cluster_bytes())
+    }
+
+    /// Bytes that the mapping can tell apart from their neighbours: a subcluster where entries are
+    /// extended, else a cluster.
+    pub const fn subcluster_bytes(&self) -> u64 {
+        if self.extended_l2 {
+            self.cluster_bytes() / to_u64(subclusters::COUNT)
+        } else {
+            self.cluster_bytes()
+        }
     }
 
     /// Entries of one L2 table.

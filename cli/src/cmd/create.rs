@@ -99,6 +99,7 @@ impl Create {
                 "cluster-size": cluster_bytes,
                 "compat": if options.version == 2 { "0.10" } else { "1.1" },
                 "refcount-bits": options.refcount_bits,
+                "extended-l2": options.extended_l2,
                 "backing-filename": wanted.backing,
                 "backing-filename-format": wanted.backing_format,
             }));

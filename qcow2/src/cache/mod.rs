@@ -55,8 +55,16 @@ impl L2Table {
         }
     }
 
+    /// Raw entry `slot`, for those who do not hold the lock of its cluster.
+    pub(crate) fn steady_entry(&self, slot: usize) -> RawL2 {
+        // Entries change under this lock. One word is whole without it.
+        let _steady = (self.words_per_entry > 1).then(|| self.dirty());
+        self.entry(slot)
+    }
+
     /// All words as they are now.
     pub(crate) fn words(&self) -> Vec<u64> {
+        let _steady = self.dirty();
         let words = self.words.iter();
         words.map(|word| word.load(Ordering::Acquire)).collect()
     }

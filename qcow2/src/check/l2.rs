@@ -2,7 +2,8 @@
 
 use super::mapping::Named;
 use super::{Census, Finding, place};
-use crate::format::table::{COPIED, L2Entry, OFFSET_MASK};
+use crate::format::subclusters::Subclusters;
+use crate::format::table::{COPIED, L2Entry, OFFSET_MASK, RawL2};
 use crate::geometry::Geometry;
 use crate::units::HostOffset;
 
@@ -15,6 +16,24 @@ const ZERO: u64 = 1;
 fn target(entry: u64) -> Option<HostOffset> {
     let offset = HostOffset(entry & OFFSET_MASK);
     (entry & COMPRESSED == 0 && offset != HostOffset::ZERO).then_some(offset)
+}
+
+/// Entries, of one or two words each, of the table at `offset` that are not zero, with the place of
+/// each.
+pub(super) fn entries(
+    bytes: &[u8],
+    offset: HostOffset,
+    words: usize,
+) -> impl Iterator<Item = (HostOffset, RawL2)> {
+    let entries = bytes.as_chunks::<8>().0.chunks_exact(words).enumerate();
+    entries.filter_map(move |(slot, raw)| {
+        let word = |at: usize| raw.get(at).map_or(0, |raw| u64::from_be_bytes(*raw));
+        let raw = RawL2 {
+            entry: word(0),
+            subclusters: word(1),
+        };
+        (raw != RawL2::UNALLOCATED).then(|| (place(offset, slot * words), raw))
+    })
 }
 
 impl Census<'_> {
@@ -31,15 +50,12 @@ impl Census<'_> {
         let Some(bytes) = self.read_l2(offset) else {
             return;
         };
+        let words = self.geometry.words_per_l2_entry();
         let mut follows = None;
-        for (slot, raw) in bytes.as_chunks::<8>().0.iter().enumerate() {
-            let entry = u64::from_be_bytes(*raw);
-            if entry == 0 {
-                continue;
-            }
-            let at = place(offset, slot);
+        for (at, raw) in entries(&bytes, offset, words) {
+            let entry = raw.entry;
             if entry & COMPRESSED != 0 {
-                self.count_compressed(at, entry, named);
+                self.count_compressed(at, raw, named);
                 continue;
             }
             if entry & RESERVED != 0 {
@@ -49,6 +65,7 @@ impl Census<'_> {
                 let problem = "zero clusters do not exist in version 2";
                 self.l2_problem(at, entry, problem, named);
             }
+            self.check_subclusters(at, raw, named);
             if let Some(data) = self.target(entry) {
                 if !self.geometry.is_aligned(data) {
                     let problem = "the data cluster is not cluster aligned";
@@ -75,6 +92,18 @@ impl Census<'_> {
         target(entry)
     }
 
+    /// What the second word of an extended entry says against itself or the first.
+    fn check_subclusters(&mut self, at: HostOffset, raw: RawL2, named: Named) {
+        let problem = match (self.target(raw.entry), Subclusters::decode(raw.subclusters)) {
+            (Some(_), None) => "a subcluster is allocated and reads as zero at once",
+            (None, subclusters) if subclusters.is_none_or(Subclusters::any_allocated) => {
+                "subclusters are allocated without a host cluster"
+            }
+            _ => return,
+        };
+        self.l2_problem(at, raw.entry, problem, named);
+    }
+
     fn count_data(&mut self, data: HostOffset, times: u64) {
         let cluster = self.geometry.host_cluster(data).0;
         let bytes = self.geometry.cluster_bytes();
@@ -84,12 +113,17 @@ impl Census<'_> {
         }
     }
 
-    fn count_compressed(&mut self, at: HostOffset, entry: u64, named: Named) {
+    fn count_compressed(&mut self, at: HostOffset, raw: RawL2, named: Named) {
+        let entry = raw.entry;
         if entry & COPIED != 0 {
             self.l2_problem(at, entry, "a compressed cluster is never COPIED", named);
         }
         if self.geometry.external_data {
             let problem = "an external data file has no compressed clusters";
+            return self.l2_problem(at, entry, problem, named);
+        }
+        if raw.subclusters != 0 {
+            let problem = "a compressed cluster has no subclusters";
             return self.l2_problem(at, entry, problem, named);
         }
         let (start, bytes) = compressed_range(entry, &self.geometry);
@@ -115,10 +149,10 @@ impl Census<'_> {
         let Some(bytes) = self.read_l2(offset) else {
             return;
         };
-        for (slot, raw) in bytes.as_chunks::<8>().0.iter().enumerate() {
-            let entry = u64::from_be_bytes(*raw);
-            if let Some(data) = self.target(entry) {
-                self.copied("L2", place(offset, slot), entry, data, times);
+        let words = self.geometry.words_per_l2_entry();
+        for (at, raw) in entries(&bytes, offset, words) {
+            if let Some(data) = self.target(raw.entry) {
+                self.copied("L2", at, raw.entry, data, times);
             }
         }
     }

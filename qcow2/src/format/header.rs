@@ -205,6 +205,9 @@ impl Header {
         if !(limits::MIN_CLUSTER_BITS..=limits::MAX_CLUSTER_BITS).contains(&geometry.cluster_bits) {
             return field("cluster_bits", geometry.cluster_bits.into());
         }
+        if geometry.extended_l2 && geometry.cluster_bits < limits::MIN_EXTENDED_CLUSTER_BITS {
+            return field("cluster_bits", geometry.cluster_bits.into());
+        }
         if geometry.refcount_order > limits::MAX_REFCOUNT_ORDER {
             return field("refcount_order", geometry.refcount_order.into());
         }

@@ -4,6 +4,9 @@
 pub const MIN_CLUSTER_BITS: u32 = 9;
 /// Largest cluster, as a power of two (QEMU's `MAX_CLUSTER_BITS`).
 pub const MAX_CLUSTER_BITS: u32 = 21;
+/// Smallest cluster of extended L2 entries, as a power of two (format, section "Extended L2
+/// Entries": subclusters have at least 512 bytes).
+pub const MIN_EXTENDED_CLUSTER_BITS: u32 = 14;
 /// Widest refcount: 64 bits (format: "refcount_order ... may not exceed 6").
 pub const MAX_REFCOUNT_ORDER: u32 = 6;
 /// Bytes of the active L1 table (QEMU's `QCOW_MAX_L1_SIZE`).

@@ -9,6 +9,8 @@ pub mod encryption;
 pub mod extension;
 pub mod header;
 pub mod limits;
+pub mod part;
 pub mod refcount;
 pub mod snapshot;
+pub mod subclusters;
 pub mod table;

@@ -1,5 +1,6 @@
 //! Entries of the mapping tables (format, section "Cluster mapping").
 
+use super::subclusters::Subclusters;
 use crate::error::Damage;
 use crate::geometry::Geometry;
 use crate::units::{HostCluster, HostOffset};
@@ -61,9 +62,44 @@ impl L1Entry {
 pub struct RawL2 {
     /// The first word: host offset and flags.
     pub entry: u64,
-    /// The second word of an extended entry: a bit each for 32 allocated subclusters, then a bit
-    /// each for those that read as zero. Zero where entries have one word.
+    /// The second word of an extended entry, see [`Subclusters`]. Zero where entries have one word.
     pub subclusters: u64,
+}
+
+impl RawL2 {
+    /// Nothing here.
+    pub const UNALLOCATED: Self = Self {
+        entry: 0,
+        subclusters: 0,
+    };
+
+    /// A whole cluster of data with a reference count of one.
+    pub fn normal(offset: HostOffset, geometry: &Geometry) -> Self {
+        Self {
+            entry: offset.0 | COPIED,
+            subclusters: match geometry.extended_l2 {
+                true => Subclusters::ALLOCATED.encode(),
+                false => 0,
+            },
+        }
+    }
+
+    /// A whole cluster that reads as zero, with nothing allocated.
+    pub fn zero(geometry: &Geometry) -> Self {
+        match geometry.extended_l2 {
+            true => Self::partial(None, false, Subclusters::ZERO),
+            false => Self::from(ZERO),
+        }
+    }
+
+    /// An extended entry whose subclusters differ.
+    pub fn partial(host: Option<HostOffset>, copied: bool, subclusters: Subclusters) -> Self {
+        let flag = if copied { COPIED } else { 0 };
+        Self {
+            entry: host.map_or(0, |host| host.0 | flag),
+            subclusters: subclusters.encode(),
+        }
+    }
 }
 
 impl From<u64> for RawL2 {
@@ -129,6 +165,15 @@ pub enum L2Entry {
         /// Whether it belongs to this entry alone and may be written in place.
         copied: bool,
     },
+    /// An extended entry whose subclusters are not all data, nor all zero.
+    Partial {
+        /// Host cluster with a place for each subcluster, whether or not it is allocated.
+        host: Option<HostOffset>,
+        /// Whether that cluster belongs to this entry alone and may be written in place.
+        copied: bool,
+        /// What each subcluster is; some of them are allocated only with a host cluster.
+        subclusters: Subclusters,
+    },
     /// Compressed data.
     Compressed {
         /// First byte of the compressed data, any alignment.
@@ -142,10 +187,11 @@ impl L2Entry {
     /// Decodes the entry of guest cluster `cluster`.
     ///
     /// # Errors
-    /// A data cluster that is not aligned, or a zero flag in version 2; with an external data file
-    /// a compressed cluster, or one that is not where it is on the disk.
+    /// A data cluster that is not aligned, a zero flag in version 2, or subclusters that
+    /// contradict one another or the rest of the entry; with an external data file a compressed
+    /// cluster, or one that is not where it is on the disk.
     pub fn decode(raw: RawL2, cluster: u64, geometry: &Geometry) -> Result<Self, Damage> {
-        let RawL2 { entry, .. } = raw;
+        let RawL2 { entry, subclusters } = raw;
         let damage = |problem| Damage::Entry {
             table: "L2",
             index: cluster,
@@ -155,6 +201,9 @@ impl L2Entry {
         if entry & COMPRESSED != 0 {
             if geometry.external_data {
                 return Err(damage("an external data file has no compressed clusters"));
+            }
+            if subclusters != 0 {
+                return Err(damage("a compressed cluster has no subclusters"));
             }
             let offset_bits = compressed_offset_bits(geometry);
             return Ok(Self::Compressed {
@@ -173,6 +222,11 @@ impl L2Entry {
             let problem = "the external data file has this cluster at another place";
             return Err(damage(problem));
         }
+        if geometry.extended_l2 {
+            // Bit 0 of the first word means nothing here.
+            return Self::decode_extended(named.then_some(offset), copied, subclusters)
+                .map_err(damage);
+        }
         if entry & ZERO != 0 {
             if geometry.version == 2 {
                 return Err(damage("zero clusters do not exist in version 2"));
@@ -186,9 +240,28 @@ impl L2Entry {
         Ok(Self::Normal { offset, copied })
     }
 
-    /// The entry for a data cluster with a reference count of one.
-    pub const fn encode_normal(offset: HostOffset) -> u64 {
-        offset.0 | COPIED
+    fn decode_extended(
+        host: Option<HostOffset>,
+        copied: bool,
+        subclusters: u64,
+    ) -> Result<Self, &'static str> {
+        let subclusters = Subclusters::decode(subclusters)
+            .ok_or("a subcluster is allocated and reads as zero at once")?;
+        if host.is_none() && subclusters.any_allocated() {
+            return Err("subclusters are allocated without a host cluster");
+        }
+        Ok(match host {
+            Some(offset) if subclusters == Subclusters::ALLOCATED => {
+                Self::Normal { offset, copied }
+            }
+            None if subclusters == Subclusters::UNALLOCATED => Self::Unallocated,
+            allocated if subclusters == Subclusters::ZERO => Self::Zero { allocated, copied },
+            host => Self::Partial {
+                host,
+                copied,
+                subclusters,
+            },
+        })
     }
 
     /// The entry for `bytes` bytes of compressed data at `offset`, which is below
@@ -200,20 +273,10 @@ impl L2Entry {
 
     /// Host clusters that it refers to: the first, and how many.
     pub const fn host_run(&self, geometry: &Geometry) -> Option<(HostCluster, u64)> {
-        match *self {
-            Self::Unallocated
-            | Self::Zero {
-                allocated: None, ..
-            } => None,
-            Self::Normal { offset, .. }
-            | Self::Zero {
-                allocated: Some(offset),
-                ..
-            } => Some((geometry.host_cluster(offset), 1)),
-            Self::Compressed { .. } => match self.compressed() {
-                Some(data) => Some(data.clusters(geometry)),
-                None => None,
-            },
+        match (self.compressed(), self.host_cluster()) {
+            (Some(data), _) => Some(data.clusters(geometry)),
+            (None, Some(offset)) => Some((geometry.host_cluster(offset), 1)),
+            (None, None) => None,
         }
     }
 
@@ -231,8 +294,38 @@ impl L2Entry {
         }
     }
 
-    /// The entry for "reads as zero", with nothing allocated.
-    pub const fn encode_zero() -> u64 {
-        ZERO
+    /// The host cluster, if it holds data and may be written in place.
+    pub const fn own_host(&self) -> Option<HostOffset> {
+        match *self {
+            Self::Normal {
+                offset,
+                copied: true,
+            } => Some(offset),
+            Self::Partial {
+                host, copied: true, ..
+            } => host,
+            _ => None,
+        }
+    }
+
+    /// The uncompressed host cluster that the entry refers to, if any.
+    pub const fn host_cluster(&self) -> Option<HostOffset> {
+        match *self {
+            Self::Normal { offset, .. } => Some(offset),
+            Self::Zero { allocated, .. } => allocated,
+            Self::Partial { host, .. } => host,
+            Self::Unallocated | Self::Compressed { .. } => None,
+        }
+    }
+
+    /// What each subcluster is, as if the entry was an extended one. Of a compressed cluster all
+    /// count as allocated.
+    pub const fn subclusters(&self) -> Subclusters {
+        match *self {
+            Self::Unallocated => Subclusters::UNALLOCATED,
+            Self::Zero { .. } => Subclusters::ZERO,
+            Self::Partial { subclusters, .. } => subclusters,
+            Self::Normal { .. } | Self::Compressed { .. } => Subclusters::ALLOCATED,
+        }
     }
 }

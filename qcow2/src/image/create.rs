@@ -25,6 +25,8 @@ pub struct CreateOptions {
     pub version: u32,
     /// How compressed clusters will be compressed; version 2 has zlib only.
     pub compression_type: CompressionType,
+    /// Whether each cluster has 32 subclusters that are allocated one by one.
+    pub extended_l2: bool,
     /// The image that shows through where nothing is written.
     pub backing: Option<BackingReference>,
     /// A file of its own for guest data, opened through the gate and emptied.
@@ -42,6 +44,7 @@ impl CreateOptions {
             refcount_bits: 16,
             version: 3,
             compression_type: CompressionType::Zlib,
+            extended_l2: false,
             backing: None,
             data_file: None,
             lazy_refcounts: false,
@@ -78,7 +81,7 @@ impl CreateOptions {
             cluster_bits: self.cluster_bits,
             refcount_order: self.refcount_bits.trailing_zeros(),
             version: self.version,
-            extended_l2: false,
+            extended_l2: self.extended_l2,
             external_data: self.data_file.is_some(),
         };
         let too_large = self.size > limits::MAX_DISK_BYTES
@@ -95,13 +98,23 @@ impl CreateOptions {
             CompressionType::Zstd => incompatible::COMPRESSION,
         };
         let outside = u64::from(self.data_file.is_some()) * incompatible::DATA_FILE;
-        compression | outside
+        let extended = u64::from(self.extended_l2) * incompatible::EXTENDED_L2;
+        compression | outside | extended
     }
 
     fn check_features(&self) -> std::result::Result<(), Mistake> {
         let problem = |option, problem| Err(Mistake::Option { option, problem });
         if self.version == 2 && self.lazy_refcounts {
             return problem("lazy_refcounts", "version 2 images cannot say so");
+        }
+        if self.extended_l2 && self.version == 2 {
+            return problem("extended_l2", "needs compat=1.1 (version 3)");
+        }
+        if self.extended_l2 && self.cluster_bits < limits::MIN_EXTENDED_CLUSTER_BITS {
+            return problem("extended_l2", "needs a cluster_size of at least 16k");
+        }
+        if self.extended_l2 && self.data_file.is_some() {
+            return problem("extended_l2", "cannot be combined with a data_file here");
         }
         let Some(data_file) = &self.data_file else {
             return Ok(());

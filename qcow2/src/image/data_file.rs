@@ -281,7 +281,7 @@ impl Image {
             if !matches!(entry, L2Entry::Normal { .. }) {
                 self.zero_data(start.0, self.room_for_data(start, 1))?;
             }
-            raw.push(RawL2::from(L2Entry::encode_normal(start)));
+            raw.push(RawL2::normal(start, &self.geometry));
         }
         self.tables.set(number, table, slot, &raw);
         self.sync()
@@ -306,7 +306,7 @@ impl Image {
             let end = (first + per_table).min(clusters);
             let raw: Vec<RawL2> = (first..end)
                 .map(|cluster| HostOffset(cluster << self.geometry.cluster_bits))
-                .map(|host| L2Entry::encode_normal(host).into())
+                .map(|host| RawL2::normal(host, &self.geometry))
                 .collect();
             self.tables.set(number, &table, 0, &raw);
             if self.tables.dirty_tables() > super::write::MAX_DIRTY_TABLES {

@@ -3,7 +3,7 @@
 use super::Image;
 use super::backing::Layer;
 use crate::error::Result;
-use crate::format::table::L2Entry;
+use crate::format::part::Part;
 use crate::units::{GuestCluster, HostOffset};
 
 /// A run of the disk whose bytes come from one place.
@@ -70,28 +70,32 @@ impl Image {
                 let stop = next_table
                     .saturating_mul(self.geometry.cluster_bytes())
                     .min(end);
-                self.map_below(at, stop, depth, out)?;
+                self.map_below(at, stop, None, depth, out)?;
                 at = stop;
                 continue;
             };
-            let stop = ((cluster.0 + 1) << self.geometry.cluster_bits).min(end);
             let (_, slot) = self.geometry.table_indexes(cluster);
-            let entry = self.decode(table.entry(slot), cluster)?;
-            self.map_cluster(entry, at, stop, depth, out)?;
-            at = stop;
+            let entry = self.decode(table.steady_entry(slot), cluster)?;
+            let stop = ((cluster.0 + 1) << self.geometry.cluster_bits).min(end);
+            while at < stop {
+                let inside = self.geometry.offset_in_cluster(at);
+                let (part, len) = entry.part(inside, &self.geometry);
+                let next = (at + len).min(stop);
+                self.map_part(part, at, next, depth, out)?;
+                at = next;
+            }
         }
         Ok(())
     }
 
-    fn map_cluster(
+    fn map_part(
         &self,
-        entry: L2Entry,
+        part: Part,
         start: u64,
         end: u64,
         depth: u64,
         out: &mut Vec<Extent>,
     ) -> Result<()> {
-        let inside = self.geometry.offset_in_cluster(start);
         let base = Extent {
             start,
             length: end - start,
@@ -102,23 +106,20 @@ impl Image {
             compressed: false,
             offset: None,
         };
-        let extent = match entry {
-            L2Entry::Unallocated => return self.map_below(start, end, depth, out),
-            L2Entry::Zero { allocated, .. } => {
-                let shown = allocated.and_then(|host| self.shown_offset(host));
-                let offset = shown.map(|host| host.0 + inside);
-                Extent {
-                    zero: true,
-                    data: false,
-                    offset,
-                    ..base
-                }
-            }
-            L2Entry::Normal { offset, .. } => Extent {
-                offset: self.shown_offset(offset).map(|host| host.0 + inside),
+        let shown = |place: HostOffset| self.shown_offset(place).map(|place| place.0);
+        let extent = match part {
+            Part::Below(reserved) => return self.map_below(start, end, reserved, depth, out),
+            Part::Zeros(reserved) => Extent {
+                zero: true,
+                data: false,
+                offset: reserved.and_then(shown),
                 ..base
             },
-            L2Entry::Compressed { .. } => Extent {
+            Part::Data(place) => Extent {
+                offset: shown(place),
+                ..base
+            },
+            Part::Compressed(_) => Extent {
                 compressed: true,
                 ..base
             },
@@ -127,19 +128,29 @@ impl Image {
         Ok(())
     }
 
-    fn map_below(&self, start: u64, end: u64, depth: u64, out: &mut Vec<Extent>) -> Result<()> {
-        let nothing = |start, depth| Extent {
-            start,
-            length: end - start,
+    /// Appends what shows through; `reserved` is the place that this layer keeps for the start.
+    fn map_below(
+        &self,
+        start: u64,
+        end: u64,
+        reserved: Option<HostOffset>,
+        depth: u64,
+        out: &mut Vec<Extent>,
+    ) -> Result<()> {
+        let nothing = |from: u64| Extent {
+            start: from,
+            length: end - from,
             depth,
             present: false,
             zero: true,
             data: false,
             compressed: false,
-            offset: None,
+            offset: reserved
+                .and_then(|place| self.shown_offset(place))
+                .map(|place| place.0 + (from - start)),
         };
         let Some(layer) = &self.backing else {
-            push(out, nothing(start, depth));
+            push(out, nothing(start));
             return Ok(());
         };
         let stop = layer.size().clamp(start, end);
@@ -162,7 +173,7 @@ impl Image {
         }
         // Beyond the end of the layer below it is this layer that reads as zero.
         if stop < end {
-            push(out, nothing(stop, depth));
+            push(out, nothing(stop));
         }
         Ok(())
     }
@@ -182,9 +193,13 @@ impl Image {
     /// reading data.
     pub(crate) fn reads_as_zero(&self, cluster: GuestCluster) -> Result<bool> {
         let start = cluster.0 << self.geometry.cluster_bits;
-        let end = (start + self.geometry.cluster_bytes()).min(self.size());
+        self.range_reads_as_zero(start, start + self.geometry.cluster_bytes())
+    }
+
+    /// The same for a range of bytes, as far as it lies inside the disk.
+    pub(super) fn range_reads_as_zero(&self, start: u64, end: u64) -> Result<bool> {
         let mut extents = Vec::new();
-        self.map_into(start, end, 0, &mut extents)?;
+        self.map_into(start, end.min(self.size()), 0, &mut extents)?;
         Ok(extents.iter().all(|extent| extent.zero))
     }
 }

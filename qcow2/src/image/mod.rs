@@ -21,6 +21,7 @@ mod open;
 mod pack;
 mod read;
 mod retire;
+mod subclusters;
 mod update;
 mod write;
 

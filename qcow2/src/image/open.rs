@@ -172,7 +172,8 @@ fn refuse_unknown(file: &ImageFile, first: &FirstCluster) -> Result<()> {
     let handled = incompatible::DIRTY
         | incompatible::CORRUPT
         | incompatible::DATA_FILE
-        | incompatible::COMPRESSION;
+        | incompatible::COMPRESSION
+        | incompatible::EXTENDED_L2;
     if header.autoclear & autoclear::RAW_DATA_FILE != 0 && !header.geometry.external_data {
         let value = header.autoclear;
         return Err(file.damage(Damage::HeaderField {
@@ -207,6 +208,9 @@ fn refuse_writing(file: &ImageFile, first: &FirstCluster) -> Result<()> {
     }
     if header.incompatible & incompatible::DIRTY != 0 {
         return Err(file.unsupported(Feature::Dirty));
+    }
+    if header.geometry.external_data && header.geometry.extended_l2 {
+        return Err(file.unsupported(Feature::SubclustersOutside));
     }
     data_file::refuse_contradictions(file, header)?;
     refuse_lost_keys(file, first)?;

@@ -8,19 +8,10 @@ use super::open::decode_l1;
 use crate::cache::L2Table;
 use crate::convert::{to_u64, to_usize};
 use crate::error::{Feature, Result};
-use crate::format::table::{CompressedData, L1Entry, L2Entry, RawL2};
+use crate::format::part::Part;
+use crate::format::table::{L1Entry, L2Entry, RawL2};
 use crate::sync::atomic::Ordering;
 use crate::units::{GuestCluster, HostOffset};
-
-/// Where the bytes of a run of guest clusters come from.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Source {
-    Host(HostOffset),
-    Zeros,
-    Below,
-    /// One cluster, to be expanded.
-    Compressed(CompressedData),
-}
 
 impl Image {
     /// Fills `buf` with the disk's content from byte `offset` on.
@@ -57,13 +48,13 @@ impl Image {
         let mut rest = buf;
         let mut at = offset;
         while !rest.is_empty() {
-            let (source, len) = self.run_at(&table, at, to_u64(rest.len()))?;
+            let (part, len) = self.run_at(&table, at, to_u64(rest.len()))?;
             let (piece, after) = rest.split_at_mut(to_usize(len));
-            match source {
-                Source::Host(host) => self.guest_file()?.read(piece, host, "read data")?,
-                Source::Zeros => piece.fill(0),
-                Source::Below => self.read_below(piece, at)?,
-                Source::Compressed(data) => self.read_compressed(piece, at, data)?,
+            match part {
+                Part::Data(host) => self.guest_file()?.read(piece, host, "read data")?,
+                Part::Zeros(_) => piece.fill(0),
+                Part::Below(_) => self.read_below(piece, at)?,
+                Part::Compressed(data) => self.read_compressed(piece, at, data)?,
             }
             at += len;
             rest = after;
@@ -72,44 +63,29 @@ impl Image {
     }
 
     /// The longest run from `at` on, up to `limit` bytes, that comes from one place in one piece.
-    fn run_at(&self, table: &Arc<L2Table>, at: u64, limit: u64) -> Result<(Source, u64)> {
-        let inside = self.geometry.offset_in_cluster(at);
-        let cluster_bytes = self.geometry.cluster_bytes();
-        let mut cluster = self.geometry.guest_cluster(at);
-        let first = self.source(table, cluster)?;
-        let mut len = cluster_bytes - inside;
+    fn run_at(&self, table: &L2Table, at: u64, limit: u64) -> Result<(Part, u64)> {
+        let (first, mut len) = self.part_at(table, at)?;
         while len < limit {
-            cluster = GuestCluster(cluster.0 + 1);
-            let next = self.source(table, cluster)?;
-            let expected = match first {
-                Source::Host(host) => Source::Host(host.plus(inside + len)),
-                // Two clusters of the same data are read one by one.
-                Source::Compressed(_) => break,
-                other => other,
-            };
-            if next != expected {
+            let (next, more) = self.part_at(table, at + len)?;
+            // Two clusters of the same compressed data are read one by one.
+            if next != first.after(len) || matches!(first, Part::Compressed(_)) {
                 break;
             }
-            len += cluster_bytes;
+            len += more;
         }
-        let source = match first {
-            Source::Host(host) => Source::Host(host.plus(inside)),
-            other => other,
-        };
-        Ok((source, len.min(limit)))
+        Ok((first, len.min(limit)))
     }
 
-    fn source(&self, table: &L2Table, cluster: GuestCluster) -> Result<Source> {
+    /// Where byte `at` of the disk comes from, and for how many bytes inside its cluster.
+    fn part_at(&self, table: &L2Table, at: u64) -> Result<(Part, u64)> {
+        let entry = self.entry_at(table, self.geometry.guest_cluster(at))?;
+        Ok(entry.part(self.geometry.offset_in_cluster(at), &self.geometry))
+    }
+
+    /// The checked entry of `cluster`, whose lock the caller holds.
+    pub(super) fn entry_at(&self, table: &L2Table, cluster: GuestCluster) -> Result<L2Entry> {
         let (_, slot) = self.geometry.table_indexes(cluster);
-        let entry = self.decode(table.entry(slot), cluster)?;
-        Ok(match entry {
-            L2Entry::Unallocated => Source::Below,
-            L2Entry::Zero { .. } => Source::Zeros,
-            L2Entry::Normal { offset, .. } => Source::Host(offset),
-            L2Entry::Compressed { .. } => {
-                entry.compressed().map_or(Source::Below, Source::Compressed)
-            }
-        })
+        self.decode(table.entry(slot), cluster)
     }
 
     /// Reads what shows through from below.

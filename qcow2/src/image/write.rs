@@ -14,6 +14,7 @@ use crate::bitmaps::tracker::Tracker;
 use crate::cache::L2Table;
 use crate::convert::{to_u64, to_usize};
 use crate::error::{Damage, Result};
+use crate::format::part::Part;
 use crate::format::table::{L1Entry, L2Entry, RawL2};
 use crate::sync::atomic::Ordering;
 use crate::units::{GuestCluster, HostCluster, HostOffset};
@@ -37,7 +38,8 @@ impl Image {
         })
     }
 
-    /// Makes `len` bytes from `offset` read as zero, giving up whole clusters.
+    /// Makes `len` bytes from `offset` read as zero, giving up whole clusters. Whole subclusters are
+    /// only marked as zero.
     ///
     /// # Errors
     /// As [`write`](Self::write).
@@ -45,23 +47,18 @@ impl Image {
         self.change(offset, len, |tracker, at, len| {
             self.per_clusters(at, len, |start, len, whole| {
                 let showing = self.geometry.version == 2 && self.names_backing();
-                if whole && !showing {
-                    return self.unmap_group(tracker, start, len);
+                if !whole || showing {
+                    return self.write_zero_data(tracker, start, len);
                 }
-                let zeros = vec![0; to_usize(len.min(ZERO_PIECE))];
-                let mut done = 0;
-                while done < len {
-                    let step = (len - done).min(ZERO_PIECE);
-                    self.write_group(tracker, &zeros[..to_usize(step)], start + done)?;
-                    done += step;
-                }
-                Ok(())
+                let kept = self.unmap_group(tracker, start, len)?;
+                kept.into_iter()
+                    .try_for_each(|(start, len)| self.write_zero_data(tracker, start, len))
             })
         })
     }
 
-    /// Gives up the content of `len` bytes from `offset`: whole clusters read as zero afterwards,
-    /// parts of clusters keep their content. In version 2 with a backing file nothing happens,
+    /// Gives up the content of `len` bytes from `offset`: whole clusters, or subclusters, read as zero
+    /// afterwards, parts of them keep their content. In version 2 with a backing file nothing happens,
     /// because the backing file would show.
     ///
     /// # Errors
@@ -73,10 +70,9 @@ impl Image {
         self.change(offset, len, |tracker, at, len| {
             self.per_clusters(at, len, |start, len, whole| {
                 if whole {
-                    self.unmap_group(tracker, start, len)
-                } else {
-                    Ok(())
+                    self.unmap_group(tracker, start, len)?;
                 }
+                Ok(())
             })
         })
     }
@@ -137,22 +133,22 @@ impl Image {
         Ok(())
     }
 
-    /// Splits a range into its partial first cluster, its whole clusters and its partial last one.
-    /// The disk's own partial last cluster counts as whole.
+    /// Splits a range into its partial first cluster, its whole clusters and its partial last one;
+    /// subclusters where there are any. The disk's own partial last one counts as whole.
     fn per_clusters(
         &self,
         offset: u64,
         len: u64,
         mut part: impl FnMut(u64, u64, bool) -> Result<()>,
     ) -> Result<()> {
-        let cluster = self.geometry.cluster_bytes();
+        let unit = self.geometry.subcluster_bytes();
         let end = offset + len;
         let size = self.size();
-        let whole_start = offset.next_multiple_of(cluster).min(end);
+        let whole_start = offset.next_multiple_of(unit).min(end);
         let whole_end = if end == size {
             end
         } else {
-            (end / cluster * cluster).max(whole_start)
+            (end / unit * unit).max(whole_start)
         };
         for (start, end, whole) in [
             (offset, whole_start, false),
@@ -191,24 +187,19 @@ impl Image {
         let Some(table) = self.own_table(number)? else {
             return Ok(0);
         };
-        let inside = self.geometry.offset_in_cluster(offset);
-        let Some(host) = self.in_place_host(&table, cluster)? else {
+        let Some((host, mut len)) = self.in_place(&table, offset)? else {
             return Ok(0);
         };
-        let mut len = self.geometry.cluster_bytes() - inside;
-        let mut next = cluster;
         while len < to_u64(data.len()) {
-            next = GuestCluster(next.0 + 1);
-            if self.in_place_host(&table, next)? != Some(host.plus(inside + len)) {
-                break;
+            match self.in_place(&table, offset + len)? {
+                Some((next, more)) if next == host.plus(len) => len += more,
+                _ => break,
             }
-            len += self.geometry.cluster_bytes();
         }
         let len = to_usize(len).min(data.len());
         tracker.cover_durably(self, offset..offset + to_u64(len))?;
         tracker.mark(self, offset..offset + to_u64(len))?;
-        self.guest_file()?
-            .write(&data[..len], host.plus(inside), "write data")?;
+        self.guest_file()?.write(&data[..len], host, "write data")?;
         Ok(len)
     }
 
@@ -225,13 +216,11 @@ impl Image {
         }
     }
 
-    fn in_place_host(&self, table: &L2Table, cluster: GuestCluster) -> Result<Option<HostOffset>> {
-        let (_, slot) = self.geometry.table_indexes(cluster);
-        match self.decode(table.entry(slot), cluster)? {
-            L2Entry::Normal {
-                offset,
-                copied: true,
-            } => Ok(Some(offset)),
+    /// Where byte `at` may be overwritten, and for how many bytes inside its cluster.
+    fn in_place(&self, table: &L2Table, at: u64) -> Result<Option<(HostOffset, u64)>> {
+        let entry = self.entry_at(table, self.geometry.guest_cluster(at))?;
+        match entry.part(self.geometry.offset_in_cluster(at), &self.geometry) {
+            (Part::Data(host), len) if entry.own_host().is_some() => Ok(Some((host, len))),
             _ => Ok(None),
         }
     }
@@ -250,7 +239,7 @@ impl Image {
             }
             for slot in 0..self.geometry.l2_entries() {
                 let cluster = GuestCluster(base + slot);
-                let entry = self.decode(table.entry(to_usize(slot)), cluster)?;
+                let entry = self.decode(table.steady_entry(to_usize(slot)), cluster)?;
                 self.guard_data(allocator, entry)?;
             }
             Ok(())
@@ -262,7 +251,7 @@ impl Image {
     /// Data in place, and compressed data, whose clusters are freed when it is replaced.
     fn guard_data(&self, allocator: &Allocator, entry: L2Entry) -> Result<()> {
         let structure = match entry {
-            L2Entry::Normal { .. } => "data cluster",
+            L2Entry::Normal { .. } | L2Entry::Partial { .. } => "data cluster",
             L2Entry::Compressed { .. } => "compressed cluster",
             L2Entry::Unallocated | L2Entry::Zero { .. } => return Ok(()),
         };
@@ -307,8 +296,8 @@ impl Image {
         let (wanted, _) = self.clusters_in(offset, data.len());
         let old = self.replaceable(&table, cluster, wanted)?;
         if old.is_empty() {
-            // Somebody allocated it since we looked.
-            return Ok(0);
+            // It has a place; or somebody allocated it since we looked.
+            return self.write_subclusters(tracker, (number, &table), data, offset);
         }
         if self.keeps_raw() {
             // Then it can be written in place.
@@ -319,18 +308,23 @@ impl Image {
         let old = &old[..to_usize(run.clusters)];
         let room = to_usize(run.clusters << self.geometry.cluster_bits) - to_usize(inside);
         let len = room.min(data.len());
+        let range = offset..offset + to_u64(len);
         let written = tracker
-            .stage(self, offset..offset + to_u64(len))
-            .and_then(|()| tracker.mark(self, offset..offset + to_u64(len)))
-            .and_then(|()| self.fill_run(run, &data[..len], offset));
+            .stage(self, range.clone())
+            .and_then(|()| tracker.mark(self, range.clone()))
+            .and_then(|()| self.fill_run(run, old, &data[..len], offset));
         if let Err(error) = written {
             // Nothing refers to the clusters yet.
             self.give_up(run)?;
             return Err(error);
         }
         let raw: Vec<RawL2> = (0..run.clusters)
-            .map(|step| run.start.plus(step << self.geometry.cluster_bits))
-            .map(|host| L2Entry::encode_normal(host).into())
+            .zip(old)
+            .map(|(step, old)| {
+                let further = step << self.geometry.cluster_bits;
+                let start = offset - inside + further;
+                self.written(old, run.start.plus(further), start, &range)
+            })
             .collect();
         self.tables.set(number, &table, slot, &raw);
         self.free_replaced(old.iter().copied())?;
@@ -355,40 +349,32 @@ impl Image {
             let cluster = GuestCluster(cluster.0 + step);
             let (_, slot) = self.geometry.table_indexes(cluster);
             match self.decode(table.entry(slot), cluster)? {
-                L2Entry::Normal { copied: true, .. } => break,
+                entry if entry.own_host().is_some() => break,
                 entry => old.push(entry),
             }
         }
         Ok(old)
     }
 
-    /// Puts `data` into new clusters, the rest of them filled with what the disk had there.
-    fn fill_run(&self, run: HostRun, data: &[u8], offset: u64) -> Result<()> {
-        let inside = to_usize(self.geometry.offset_in_cluster(offset));
-        let total = to_usize(self.room_for_data(run.start, run.clusters));
-        let tail = total - inside - data.len();
-        if inside == 0 && tail == 0 {
-            return self.guest_file()?.write(data, run.start, "write data");
-        }
-        let start = offset - to_u64(inside);
+    /// Puts `data` into new clusters, with what the disk had there in the rest of the clusters or
+    /// subclusters that it touches, and what stays of the replaced ones.
+    fn fill_run(&self, run: HostRun, old: &[L2Entry], data: &[u8], offset: u64) -> Result<()> {
+        let unit = self.geometry.subcluster_bytes();
         let end = offset + to_u64(data.len());
-        let clusters = [
-            self.geometry.guest_cluster(offset),
-            self.geometry.guest_cluster(end - 1),
-        ];
-        let blank =
-            run.untouched && self.reads_as_zero(clusters[0])? && self.reads_as_zero(clusters[1])?;
+        let base = offset - self.geometry.offset_in_cluster(offset);
+        let room = base + self.room_for_data(run.start, run.clusters);
+        let span = offset / unit * unit..end.next_multiple_of(unit).min(room);
+        self.keep_subclusters(run, old, &span)?;
+        let blank = run.untouched
+            && self.range_reads_as_zero(span.start, offset)?
+            && self.range_reads_as_zero(end, span.end)?;
         if blank {
-            return self
-                .guest_file()?
-                .write(data, run.start.plus(to_u64(inside)), "write data");
+            let place = run.start.plus(offset - base);
+            return self.guest_file()?.write(data, place, "write data");
         }
-        let mut whole = vec![0; total];
-        self.read_group(&mut whole[..inside], start)?;
-        let readable = to_usize(self.size().saturating_sub(end)).min(tail);
-        self.read_group(&mut whole[inside + data.len()..][..readable], end)?;
-        whole[inside..inside + data.len()].copy_from_slice(data);
-        self.guest_file()?.write(&whole, run.start, "write data")
+        let place = run.start.plus(span.start - base);
+        let filled = self.padded(data, offset, span)?;
+        self.guest_file()?.write(&filled, place, "write data")
     }
 
     /// Drops the references that replaced entries held.
@@ -413,34 +399,61 @@ impl Image {
         })
     }
 
-    /// Makes whole clusters inside one lock group read as zero.
-    fn unmap_group(&self, tracker: &Tracker, offset: u64, len: u64) -> Result<()> {
+    /// Writes zeros as data inside one lock group.
+    fn write_zero_data(&self, tracker: &Tracker, start: u64, len: u64) -> Result<()> {
+        let zeros = vec![0; to_usize(len.min(ZERO_PIECE))];
+        let mut done = 0;
+        while done < len {
+            let step = (len - done).min(ZERO_PIECE);
+            self.write_group(tracker, &zeros[..to_usize(step)], start + done)?;
+            done += step;
+        }
+        Ok(())
+    }
+
+    /// Makes whole clusters or subclusters inside one lock group read as zero. A compressed cluster
+    /// has no subclusters: parts of one keep their content; start and bytes of each are returned.
+    fn unmap_group(&self, tracker: &Tracker, offset: u64, len: u64) -> Result<Vec<(u64, u64)>> {
         let cluster = self.geometry.guest_cluster(offset);
         let _owned = self.clusters.own(cluster);
         if self.keeps_raw() {
             tracker.mark(self, offset..offset + len)?;
-            return self.zero_data(offset, len);
+            self.zero_data(offset, len)?;
+            return Ok(Vec::new());
         }
         let (number, first_slot) = self.geometry.table_indexes(cluster);
         let showing = self.names_backing();
         if !showing && self.table(number)?.is_none() {
-            return Ok(());
+            return Ok(Vec::new());
         }
-        let zero = if showing { L2Entry::encode_zero() } else { 0 };
         tracker.stage(self, offset..offset + len)?;
         tracker.mark(self, offset..offset + len)?;
         let table = self.table_for_change(number)?;
-        let mut old = Vec::new();
-        let count = self.geometry.clusters_for(len);
+        let (mut raw, mut old, mut kept) = (Vec::new(), Vec::new(), Vec::new());
+        let (count, inside) = self.clusters_in(offset, to_usize(len));
         for step in 0..count {
             let cluster = GuestCluster(cluster.0 + step);
             let (_, slot) = self.geometry.table_indexes(cluster);
-            old.push(self.decode(table.entry(slot), cluster)?);
+            let present = table.entry(slot);
+            let entry = self.decode(present, cluster)?;
+            let start = offset - inside + (step << self.geometry.cluster_bits);
+            let end = start + self.geometry.cluster_bytes();
+            let range = offset.max(start)..(offset + len).min(end);
+            match self.zeroed(&entry, start, &range) {
+                Some((zeroed, gone)) => {
+                    raw.push(zeroed);
+                    old.extend(gone.then_some(entry));
+                }
+                None => {
+                    raw.push(present);
+                    kept.push((range.start, range.end - range.start));
+                }
+            }
         }
-        let raw = vec![zero.into(); to_usize(count)];
         self.tables.set(number, &table, first_slot, &raw);
         self.discard_outside(&old);
-        self.free_replaced(old.into_iter())
+        self.free_replaced(old.into_iter())?;
+        Ok(kept)
     }
 
     /// L2 table `number` as one that may be changed: created, or copied from a shared one.

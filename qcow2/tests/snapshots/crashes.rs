@@ -5,7 +5,7 @@ use tidemark_fixtures::oracle::{self, qemu_img};
 use tidemark_fixtures::storage::{CrashImage, CrashOptions, CrashStorage};
 use tidemark_qcow2::{CreateOptions, Image};
 
-use crate::common::{self, add_bitmap, assert_covers, built, open_bytes, read_all, writing};
+use crate::common::{self, add_bitmap, alone, assert_covers, built, open_bytes, read_all, writing};
 use crate::life::{Disk, Place, open_snapshot};
 
 const SIZE: u64 = 2 << 20;
@@ -192,6 +192,7 @@ fn life(cluster_bits: u32, refcount_bits: u32, bitmap: bool, sample: usize) -> (
 
 #[test]
 fn every_crash_around_snapshots_leaves_every_moment_whole() {
+    let _alone = alone();
     let mut total = (0, 0);
     for (cluster_bits, refcount_bits, bitmap) in [
         (9, 16, false),

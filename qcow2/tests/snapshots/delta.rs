@@ -4,7 +4,7 @@ use tidemark_fixtures::oracle::{qemu_img, qemu_io};
 use tidemark_fixtures::require_qemu;
 use tidemark_qcow2::{Delta, Image, Moment};
 
-use crate::common;
+use crate::common::{self, alone};
 use crate::life::{Disk, MIB, Place, SHAPES, assert_covers, qemu_life, text};
 
 /// Compares every pair of moments; returns how many there were.
@@ -36,6 +36,7 @@ pub(crate) fn assert_deltas(image: &Image, disk: &Disk, what: &str) -> usize {
 
 #[test]
 fn a_delta_covers_every_byte_that_differs() {
+    let _alone = alone();
     require_qemu!();
     let mut pairs = 0;
     for (seed, opts) in (20..).zip(SHAPES) {
@@ -49,6 +50,7 @@ fn a_delta_covers_every_byte_that_differs() {
 
 #[test]
 fn a_delta_names_only_clusters_whose_mapping_moved() {
+    let _alone = alone();
     require_qemu!();
     let place = Place::new();
     qemu_img::create(&place.path, 64 * MIB, &[]);
@@ -66,6 +68,7 @@ fn a_delta_names_only_clusters_whose_mapping_moved() {
 
 #[test]
 fn what_a_disk_did_not_have_counts_as_changed() {
+    let _alone = alone();
     require_qemu!();
     let place = Place::new();
     let disk = qemu_life(&place.path, MIB, &[], 1, 3);
@@ -95,6 +98,7 @@ fn what_a_disk_did_not_have_counts_as_changed() {
 
 #[test]
 fn with_a_backing_file_what_nobody_maps_is_told_apart() {
+    let _alone = alone();
     require_qemu!();
     let place = Place::new();
     let base = place.beside("base.qcow2");

@@ -4,7 +4,9 @@ use tidemark_fixtures::oracle::{self, qemu_img};
 use tidemark_fixtures::storage::{CallKind, CrashStorage, Errno, Fault, FaultyStorage};
 use tidemark_qcow2::{CreateOptions, Image};
 
-use crate::common::{add_bitmap, assert_covers, built, open_bytes, read_all, reading, writing};
+use crate::common::{
+    add_bitmap, alone, assert_covers, built, open_bytes, read_all, reading, writing,
+};
 use crate::life::{Disk, Place, open_snapshot};
 
 const SIZE: u64 = 1 << 20;
@@ -121,6 +123,7 @@ fn sweep(bits: u32, step: Step, kinds: &'static [CallKind], shape: fn(Fault) -> 
 
 #[test]
 fn every_failed_call_around_snapshots_surfaces_and_leaves_before_or_after() {
+    let _alone = alone();
     let mut runs = 0;
     for bits in [2, 16] {
         for step in [Step::Take, Step::Apply, Step::Delete] {

@@ -5,7 +5,7 @@ use tidemark_fixtures::random::Random;
 use tidemark_fixtures::require_qemu;
 use tidemark_qcow2::{CreateOptions, Image};
 
-use crate::common::{self, add_bitmap, assert_covers, read_all};
+use crate::common::{self, add_bitmap, alone, assert_covers, read_all};
 use crate::life::{Disk, MIB, Place, text};
 use crate::turns::{assert_both_read, our_writes};
 
@@ -22,6 +22,7 @@ fn write_compressed(image: &Image, disk: &mut Disk, random: &mut Random, cluster
 
 #[test]
 fn compressed_clusters_are_shared_with_snapshots() {
+    let _alone = alone();
     require_qemu!();
     let mut moments = 0;
     for (seed, cluster_bits, refcount_bits) in [
@@ -77,6 +78,7 @@ fn compressed_clusters_are_shared_with_snapshots() {
 
 #[test]
 fn bitmaps_cover_every_byte_that_applying_changes() {
+    let _alone = alone();
     let mut applied = 0;
     for seed in 0..12 {
         let place = Place::new();
@@ -118,6 +120,7 @@ fn bitmaps_cover_every_byte_that_applying_changes() {
 
 #[test]
 fn guests_on_many_threads_write_while_snapshots_come_and_go() {
+    let _alone = alone();
     let place = Place::new();
     let options = CreateOptions {
         cluster_bits: 12,

@@ -4,11 +4,12 @@ use tidemark_fixtures::oracle::qemu_img;
 use tidemark_fixtures::require_qemu;
 use tidemark_qcow2::{Error, Image, MemoryStorage, Mistake, SnapshotInfo, snapshots};
 
-use crate::common::{self, read_all};
+use crate::common::{self, alone, read_all};
 use crate::life::{MIB, Place, SHAPES, open_snapshot, qemu_life, text};
 
 #[test]
 fn snapshots_made_by_qemu_are_read_byte_for_byte() {
+    let _alone = alone();
     require_qemu!();
     let mut compared = 0;
     for (seed, opts) in (1..).zip(SHAPES) {
@@ -28,6 +29,7 @@ fn snapshots_made_by_qemu_are_read_byte_for_byte() {
 
 #[test]
 fn a_listing_has_what_qemu_img_info_has() {
+    let _alone = alone();
     require_qemu!();
     let place = Place::new();
     qemu_life(&place.path, MIB, &[], 3, 9);
@@ -54,6 +56,7 @@ fn a_listing_has_what_qemu_img_info_has() {
 
 #[test]
 fn a_snapshot_that_is_not_there_or_would_be_written_is_refused() {
+    let _alone = alone();
     let bytes = common::built(&tidemark_qcow2::CreateOptions::new(MIB), |_| ());
     let open = |options| {
         let storage = Box::new(MemoryStorage::from_bytes(bytes.clone()));

@@ -6,7 +6,7 @@ use tidemark_fixtures::random::Random;
 use tidemark_fixtures::require_qemu;
 use tidemark_qcow2::Image;
 
-use crate::common::{self, read_all};
+use crate::common::{self, alone, read_all};
 use crate::life::{Disk, MIB, Place, SHAPES, open_snapshot, qemu_writes, text};
 
 /// Snapshots that refcounts of these creation options can count besides the present.
@@ -121,6 +121,7 @@ pub(crate) fn assert_both_read(place: &Place, disk: &Disk, what: &str) -> usize 
 
 #[test]
 fn we_and_qemu_take_turns_and_both_read_every_moment() {
+    let _alone = alone();
     require_qemu!();
     let cases = std::env::var("TIDEMARK_CASES")
         .ok()
@@ -165,6 +166,7 @@ fn we_and_qemu_take_turns_and_both_read_every_moment() {
 
 #[test]
 fn refcounts_of_one_bit_cannot_count_a_snapshot() {
+    let _alone = alone();
     let options = tidemark_qcow2::CreateOptions {
         refcount_bits: 1,
         ..tidemark_qcow2::CreateOptions::new(MIB)
@@ -178,6 +180,7 @@ fn refcounts_of_one_bit_cannot_count_a_snapshot() {
 
 #[test]
 fn a_refcount_that_is_full_refuses_before_the_first_write() {
+    let _alone = alone();
     let options = tidemark_qcow2::CreateOptions {
         refcount_bits: 2,
         ..tidemark_qcow2::CreateOptions::new(MIB)
@@ -204,6 +207,7 @@ fn a_refcount_that_is_full_refuses_before_the_first_write() {
 
 #[test]
 fn qemu_reads_the_table_that_we_write() {
+    let _alone = alone();
     require_qemu!();
     let place = Place::new();
     qemu_img::create(&place.path, MIB, &[]);
