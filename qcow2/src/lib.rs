@@ -23,7 +23,7 @@ pub mod transfer;
 pub mod units;
 
 pub use bitmaps::{BitmapInfo, proof};
-pub use check::{CheckReport, Finding};
+pub use check::{CheckReport, Finding, Loss, Repair, RepairReport};
 pub use codec::CompressionType;
 pub use error::{Damage, Error, Feature, Mistake, Result};
 pub use format::chain;

@@ -14,18 +14,35 @@ use crate::image::Image;
 use crate::units::HostOffset;
 
 impl Census<'_> {
-    /// Counts everything that the bitmaps extension leads to, when its autoclear bit says that it
-    /// can be trusted.
-    pub(super) fn count_bitmaps(&mut self, image: &Image) {
+    /// Place and entries of the directory, when its autoclear bit says that it can be trusted. One
+    /// that cannot be read counts as a failed check.
+    pub(super) fn read_directory(
+        &mut self,
+        image: &Image,
+    ) -> (Option<(HostOffset, u64)>, Vec<DirectoryEntry>) {
         let Some(extension) = image.first_cluster().content().bitmaps else {
-            return;
+            return (None, Vec::new());
         };
         let start = extension.directory_offset;
-        self.count_exclusive("bitmap directory", start, extension.directory_bytes);
         let entries = match image.directory().entries(self.file) {
             Ok(entries) => entries.to_vec(),
-            Err(error) => return self.unreadable("bitmap directory", start, &error),
+            Err(error) => {
+                self.unreadable("bitmap directory", start, &error);
+                Vec::new()
+            }
         };
+        (Some((start, extension.directory_bytes)), entries)
+    }
+
+    /// Counts directory, tables and pages.
+    pub(super) fn count_bitmap_structures(
+        &mut self,
+        directory: Option<(HostOffset, u64)>,
+        entries: &[DirectoryEntry],
+    ) {
+        if let Some((start, bytes)) = directory {
+            self.count_exclusive("bitmap directory", start, bytes);
+        }
         let tables: Vec<(HostOffset, u64)> = entries
             .iter()
             .map(|entry| (entry.table_offset, table_bytes(entry)))
@@ -40,8 +57,12 @@ impl Census<'_> {
                 census.count_page(at, entry, times);
             });
         }
+    }
+
+    /// Looks at each bitmap by itself.
+    pub(super) fn check_bitmaps(&mut self, image: &Image, entries: &[DirectoryEntry]) {
         let mut tails = HashSet::new();
-        for entry in &entries {
+        for entry in entries {
             self.check_bitmap(image, entry, &mut tails);
         }
     }

@@ -153,6 +153,11 @@ impl Census<'_> {
         for (at, raw) in entries(&bytes, offset, words) {
             if let Some(data) = self.target(raw.entry) {
                 self.copied("L2", at, raw.entry, data, times);
+            } else if raw.entry & COMPRESSED != 0
+                && raw.entry & COPIED != 0
+                && let Some(flags) = &mut self.flags
+            {
+                flags.note_compressed(at, raw.entry);
             }
         }
     }

@@ -132,15 +132,19 @@ impl Census<'_> {
 
     /// Compares the COPIED flags of the active tables with the refcounts on disk.
     pub(super) fn check_copied(&mut self, header: &Header, tables: &L2Tables) {
+        self.check_copied_l1(header);
+        for (&offset, &named) in tables.iter().filter(|(_, named)| named.active > 0) {
+            self.check_copied_l2(offset, named.active);
+        }
+    }
+
+    pub(super) fn check_copied_l1(&mut self, header: &Header) {
         self.entries("L1 table", l1_range(header), |census, place, entry| {
             let offset = HostOffset(entry & OFFSET_MASK);
             if offset != HostOffset::ZERO {
                 census.copied("L1", place, entry, offset, 1);
             }
         });
-        for (&offset, &named) in tables.iter().filter(|(_, named)| named.active > 0) {
-            self.check_copied_l2(offset, named.active);
-        }
     }
 
     /// Compares one flag. Clusters of an external data file are not counted: there it is always set.
@@ -162,6 +166,9 @@ impl Census<'_> {
                 single,
             };
             self.found(finding, times);
+            if let Some(flags) = &mut self.flags {
+                flags.note(place, entry);
+            }
         }
     }
 }

@@ -17,20 +17,26 @@ mod mapping;
 mod outside;
 mod pieces;
 mod refcounts;
+mod repair;
 mod report;
 mod snapshots;
 
 use std::collections::BTreeMap;
 use std::ops::Range;
 
+pub use self::repair::{Loss, Repair, RepairReport, repair};
 pub use self::report::{CheckReport, Finding, Severity};
 
+pub(crate) use self::repair::repair_storage;
+
 use self::counts::ReferenceCounts;
-use self::mapping::L2Tables;
+use self::mapping::{L2Tables, l1_range};
 use self::pieces::pieces;
+use self::repair::Flags;
 use crate::bitmaps::{BitmapInfo, proof};
 use crate::convert::{to_u64, to_usize};
 use crate::error::{Error, Result};
+use crate::format::bitmap::DirectoryEntry;
 use crate::format::chain::Reading;
 use crate::format::extension;
 use crate::format::header::{Header, autoclear, incompatible};
@@ -68,15 +74,20 @@ impl Image {
             self.flush()?;
             self.flush()?;
         }
-        let header = self.header();
-        let mut census = Census::new(self.file(), &header)?;
-        census.warn(self, &header);
-        let counted = census.count_all(self, &header);
-        census.compare(&counted.refcount_table);
-        census.check_copied(&header, &counted.tables);
-        census.check_outside(&header);
-        Ok(census.report)
+        check_image(self)
     }
+}
+
+/// Checks what is on disk.
+fn check_image(image: &Image) -> Result<CheckReport> {
+    let header = image.header();
+    let mut census = Census::new(image.file(), &header)?;
+    census.warn(image, &header);
+    let counted = census.count_image(image, &header);
+    census.compare(&counted.refcount_table);
+    census.check_copied(&header, &counted.tables);
+    census.check_outside(&header);
+    Ok(census.report)
 }
 
 /// What a count of everything met, for those who go on from there.
@@ -106,11 +117,25 @@ struct Census<'a> {
     unfollowed: bool,
     /// Refcount table or blocks lie where they must not, or cannot be read.
     refcounts_broken: bool,
+    /// Something has more references than its refcount can hold.
+    overflowed: bool,
+    /// Present while COPIED flags are corrected and not only compared.
+    flags: Option<Flags>,
     report: CheckReport,
 }
 
 impl<'a> Census<'a> {
     fn new(file: &'a ImageFile, header: &Header) -> Result<Self> {
+        Self::counting_to(file, header, header.geometry.refcount_max())
+    }
+
+    /// As [`new`](Self::new), with counts that no refcount limits: who shares what shows at every
+    /// width.
+    fn unlimited(file: &'a ImageFile, header: &Header) -> Result<Self> {
+        Self::counting_to(file, header, u64::MAX)
+    }
+
+    fn counting_to(file: &'a ImageFile, header: &Header, most: u64) -> Result<Self> {
         let geometry = header.geometry;
         let end = file.len()?.next_multiple_of(512);
         let clusters = geometry.clusters_for(end);
@@ -123,24 +148,37 @@ impl<'a> Census<'a> {
             geometry,
             end,
             clusters,
-            counts: ReferenceCounts::new(clusters, geometry.refcount_max()),
+            counts: ReferenceCounts::new(clusters, most),
             exclusive: Vec::new(),
             shared: BTreeMap::new(),
             beyond: Vec::new(),
             unfollowed: false,
             refcounts_broken: false,
+            overflowed: false,
+            flags: None,
             report,
         })
     }
 
-    /// Counts every reference of the image.
-    fn count_all(&mut self, image: &Image, header: &Header) -> Counted {
-        let tables = self.count_contents(header);
+    /// Counts every reference of the image, and looks at each bitmap.
+    fn count_image(&mut self, image: &Image, header: &Header) -> Counted {
+        let (place, entries) = self.read_directory(image);
+        let counted = self.count_all(image, header, place, &entries);
+        self.check_bitmaps(image, &entries);
+        counted
+    }
+
+    /// Counts every reference, with these bitmaps.
+    fn count_all(
+        &mut self,
+        image: &Image,
+        header: &Header,
+        directory: Option<(HostOffset, u64)>,
+        bitmaps: &[DirectoryEntry],
+    ) -> Counted {
+        let tables = self.count_contents(image, header);
         self.count_refcount_table(header);
-        if let Some(place) = encryption_header(&image.first_cluster()) {
-            self.count_exclusive("encryption header", place.offset, place.bytes);
-        }
-        self.count_bitmaps(image);
+        self.count_bitmap_structures(directory, bitmaps);
         let refcount_table = self.count_blocks(header);
         Counted {
             tables,
@@ -149,12 +187,15 @@ impl<'a> Census<'a> {
     }
 
     /// Counts the header, the mapping and the snapshots: everything that holds guest data.
-    fn count_contents(&mut self, header: &Header) -> L2Tables {
+    fn count_contents(&mut self, image: &Image, header: &Header) -> L2Tables {
         let snapshots = self.read_snapshots(header);
         let bytes = self.geometry.cluster_bytes();
         self.count("header", HostOffset::ZERO, bytes, 1);
         let tables = self.count_mapping(header, &snapshots);
         self.count_snapshot_table(header, &snapshots);
+        if let Some(place) = encryption_header(&image.first_cluster()) {
+            self.count_exclusive("encryption header", place.offset, place.bytes);
+        }
         tables
     }
 
@@ -238,6 +279,7 @@ impl<'a> Census<'a> {
         if lost > 0 {
             let offset = self.geometry.host_offset(HostCluster(cluster));
             let most = self.geometry.refcount_max();
+            self.overflowed = true;
             self.found(Finding::Overflow { offset, most }, lost);
         }
     }
@@ -312,6 +354,18 @@ impl<'a> Census<'a> {
             .others()
             .iter()
             .any(|entry| entry.kind == extension::BITMAPS);
+        if first.broken_bitmaps().is_some() {
+            let problem = "the bitmaps extension of the header breaks the rules".to_owned();
+            let structure = "bitmap directory";
+            self.unfollowed = true;
+            let offset = HostOffset::ZERO;
+            let finding = Finding::Unreadable {
+                structure,
+                offset,
+                problem,
+            };
+            self.found(finding, 1);
+        }
         let chain = match first.reading() {
             Reading::Stale(_) => Some(Finding::ChainStale),
             Reading::Damaged => Some(Finding::ChainDamaged),
@@ -327,7 +381,8 @@ impl<'a> Census<'a> {
             (header.incompatible & incompatible::CORRUPT != 0).then_some(Finding::MarkedCorrupt),
             (header.incompatible & incompatible::DIRTY != 0).then_some(Finding::Dirty),
             stale.then_some(Finding::StaleBitmaps),
-            (bit && !present && !stale).then_some(Finding::BitmapsBitAlone),
+            (bit && !present && !stale && first.broken_bitmaps().is_none())
+                .then_some(Finding::BitmapsBitAlone),
             chain,
         ];
         for finding in findings.into_iter().flatten() {

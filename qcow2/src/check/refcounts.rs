@@ -3,20 +3,49 @@
 use std::collections::HashSet;
 use std::ops::Range;
 
+use super::repair::Counts;
 use super::{Census, Finding, UNREACHABLE, place};
 use crate::convert::{to_u64, to_usize};
+use crate::error::Result;
 use crate::format::header::Header;
 use crate::format::refcount;
 use crate::units::{HostCluster, HostOffset};
 
 /// Bits of a refcount table entry that must be zero.
 const RESERVED: u64 = 0x1ff;
+const TABLE: &str = "refcount table";
+/// Blocks are written in whole sectors.
+const SECTOR: usize = 512;
 
 impl Census<'_> {
     /// Counts the clusters of the refcount table.
     pub(super) fn count_refcount_table(&mut self, header: &Header) {
         let bytes = u64::from(header.refcount_table_clusters) << self.geometry.cluster_bits;
-        self.count_exclusive("refcount table", header.refcount_table_offset, bytes);
+        self.refcounts_broken |= header.refcount_table_offset.0.saturating_add(bytes) > self.end;
+        self.count_exclusive(TABLE, header.refcount_table_offset, bytes);
+    }
+
+    /// Counts once what the present refcounts say is in use and nothing refers to: it may belong to
+    /// something that could not be followed.
+    pub(super) fn keep_unexplained(&mut self, table: &[u64]) -> Result<()> {
+        let per_block = self.geometry.refcounts_per_block();
+        let mut block = vec![0; self.geometry.cluster_len()];
+        for (start, &entry) in (0..self.clusters).step_by(to_usize(per_block)).zip(table) {
+            let at = HostOffset(entry & !RESERVED);
+            let inside = at != HostOffset::ZERO && at.0 < self.end;
+            if !inside || !self.geometry.is_aligned(at) {
+                continue;
+            }
+            self.file.read(&mut block, at, "read refcount block")?;
+            let clusters = start..(start + per_block).min(self.clusters);
+            for (slot, cluster) in clusters.enumerate() {
+                let used = refcount::count(&block, self.geometry.refcount_order, slot) > 0;
+                if used && self.counts.get(cluster) == 0 {
+                    self.counts.add(cluster, 1);
+                }
+            }
+        }
+        Ok(())
     }
 
     /// Counts the refcount blocks; returns the table that names them.
@@ -59,7 +88,7 @@ impl Census<'_> {
     }
 
     /// The entries that the file has; further ones are zero.
-    fn read_refcount_table(&mut self, header: &Header) -> Vec<u64> {
+    pub(super) fn read_refcount_table(&mut self, header: &Header) -> Vec<u64> {
         let start = header.refcount_table_offset;
         let claimed = u64::from(header.refcount_table_clusters) << self.geometry.cluster_bits;
         let bytes = claimed.min(self.end.saturating_sub(start.0));
@@ -125,6 +154,7 @@ impl Census<'_> {
             for cluster in clusters.start.max(done)..clusters.end {
                 let references = self.counts.get(cluster);
                 if references > 1 {
+                    self.refcounts_broken |= structure == TABLE;
                     self.shared.insert(cluster, (structure, references));
                 }
             }
@@ -167,6 +197,48 @@ impl Census<'_> {
             }
         }
         highest
+    }
+
+    /// Writes the references that were counted into the blocks, where they stand. Returns whether
+    /// anything was written.
+    pub(super) fn mend_counts(&mut self, table: &[u64], how: Counts) -> Result<bool> {
+        let per_block = self.geometry.refcounts_per_block();
+        let mut wrote = false;
+        for (start, &entry) in (0..self.clusters).step_by(to_usize(per_block)).zip(table) {
+            let offset = HostOffset(entry & !RESERVED);
+            let sound = entry & RESERVED == 0
+                && self.geometry.is_aligned(offset)
+                && self.counts.get(self.geometry.host_cluster(offset).0) == 1;
+            if offset != HostOffset::ZERO && sound {
+                let range = start..(start + per_block).min(self.clusters);
+                wrote |= self.mend_block(offset, range, how)?;
+            }
+        }
+        Ok(wrote)
+    }
+
+    fn mend_block(&mut self, at: HostOffset, clusters: Range<u64>, how: Counts) -> Result<bool> {
+        let order = self.geometry.refcount_order;
+        let mut block = vec![0; self.geometry.cluster_len()];
+        self.file.read(&mut block, at, "read refcount block")?;
+        let mut dirty: Option<Range<usize>> = None;
+        for (slot, cluster) in clusters.enumerate() {
+            let refcount = refcount::count(&block, order, slot);
+            let references = self.counts.get(cluster);
+            let mend = (how.raise && refcount < references) || (how.lower && refcount > references);
+            if mend {
+                refcount::set_count(&mut block, order, slot, references);
+                let sector = (slot << order) / 8 / SECTOR * SECTOR;
+                let start = dirty.as_ref().map_or(sector, |range| range.start);
+                dirty = Some(start..(sector + SECTOR).min(block.len()));
+            }
+        }
+        let Some(range) = dirty else {
+            return Ok(false);
+        };
+        let place = at.plus(to_u64(range.start));
+        self.file.write(&block[range], place, "correct refcounts")?;
+        Ok(true)
     }
 
     /// Compares clusters that no block counts: their refcount is zero.

@@ -14,7 +14,7 @@ use crate::units::HostOffset;
 /// Bytes of the extension's data; exactly this many.
 pub const EXTENSION_BYTES: usize = 24;
 /// Bytes of a directory entry before extra data and name.
-const ENTRY_BYTES: usize = 24;
+pub(crate) const ENTRY_BYTES: usize = 24;
 const IN_USE: u32 = 1;
 const AUTO: u32 = 1 << 1;
 const KNOWN_TYPE: u8 = 1;
@@ -78,6 +78,18 @@ impl BitmapsExtension {
         Ok(extension)
     }
 
+    /// The fields as they stand, of data that [`decode`](Self::decode) refuses.
+    pub(crate) fn decode_broken(data: &[u8]) -> Self {
+        let mut whole = [0; EXTENSION_BYTES];
+        let length = data.len().min(EXTENSION_BYTES);
+        whole[..length].copy_from_slice(&data[..length]);
+        Self {
+            count: BigEndian::read_u32(&whole[..4]),
+            directory_bytes: BigEndian::read_u64(&whole[8..16]),
+            directory_offset: HostOffset(BigEndian::read_u64(&whole[16..])),
+        }
+    }
+
     /// The extension's data.
     pub fn encode(&self) -> [u8; EXTENSION_BYTES] {
         let mut data = [0; EXTENSION_BYTES];
@@ -136,7 +148,11 @@ impl DirectoryEntry {
         out.resize(out.len().next_multiple_of(8), 0);
     }
 
-    fn decode(bytes: &[u8], number: usize, geometry: &Geometry) -> Result<Self, Damage> {
+    /// Decodes the entry at the start of `bytes`.
+    ///
+    /// # Errors
+    /// The rule that it breaks.
+    pub(crate) fn decode(bytes: &[u8], number: usize, geometry: &Geometry) -> Result<Self, Damage> {
         let damage = |problem| Damage::BitmapDirectory {
             index: number,
             problem,

@@ -46,6 +46,8 @@ pub(crate) struct FirstCluster {
     generation: u32,
     /// Extensions that are neither bitmaps nor chain, in order.
     others: Vec<Extension>,
+    /// A bitmaps extension that breaks the rules; only repair meets one.
+    broken: Option<BitmapsExtension>,
     backing_name: Vec<u8>,
     bytes: Vec<u8>,
 }
@@ -54,6 +56,15 @@ impl FirstCluster {
     /// Parses the cluster. The bitmaps extension is only looked at when its autoclear bit is set:
     /// without it everything it says is stale.
     pub(crate) fn parse(bytes: Vec<u8>) -> std::result::Result<Self, FormatError> {
+        Self::parse_with(bytes, false)
+    }
+
+    /// As [`parse`](Self::parse), and tolerates a bitmaps extension that breaks the rules.
+    pub(crate) fn parse_for_repair(bytes: Vec<u8>) -> std::result::Result<Self, FormatError> {
+        Self::parse_with(bytes, true)
+    }
+
+    fn parse_with(bytes: Vec<u8>, repair: bool) -> std::result::Result<Self, FormatError> {
         let header = Header::from_bytes(&bytes)?;
         let (list, _) = extension::parse(&header, &bytes)?;
         let name_start = crate::convert::to_usize(header.backing_name_offset);
@@ -64,17 +75,19 @@ impl FirstCluster {
         };
         let trusted = header.autoclear & autoclear::BITMAPS != 0 && header.geometry.version > 2;
         let mut bitmaps = None;
+        let mut broken = None;
         let mut reading = Reading::Absent;
         let mut generation = 0;
         let mut others = Vec::new();
         for entry in list {
             match entry.kind {
                 extension::BITMAPS if trusted => {
-                    bitmaps = Some(BitmapsExtension::decode(
-                        &entry.data,
-                        entry.data_offset,
-                        &header.geometry,
-                    )?);
+                    let (data, at) = (&entry.data, entry.data_offset);
+                    match BitmapsExtension::decode(data, at, &header.geometry) {
+                        Ok(found) => bitmaps = Some(found),
+                        Err(_) if repair => broken = Some(BitmapsExtension::decode_broken(data)),
+                        Err(damage) => return Err(damage.into()),
+                    }
                 }
                 // Stale: some writer did not keep it up to date. Kept for recovery by proof.
                 extension::BITMAPS => others.push(entry),
@@ -92,6 +105,7 @@ impl FirstCluster {
             Reading::Current(record) => Some(record.clone()),
             _ => None,
         };
+        let broken = broken.filter(|_| bitmaps.is_none());
         let content = Content {
             header,
             bitmaps,
@@ -102,9 +116,20 @@ impl FirstCluster {
             reading,
             generation,
             others,
+            broken,
             backing_name,
             bytes,
         })
+    }
+
+    /// A bitmaps extension that breaks the rules, in an image opened for repair.
+    pub(crate) fn broken_bitmaps(&self) -> Option<BitmapsExtension> {
+        self.broken
+    }
+
+    /// Lets go of stale bitmaps: the next commit leaves their extension out.
+    pub(crate) fn forget_stale_bitmaps(&mut self) {
+        self.others.retain(|entry| entry.kind != extension::BITMAPS);
     }
 
     pub(crate) fn content(&self) -> &Content {
@@ -278,9 +303,12 @@ impl FirstCluster {
         match (bitmaps.next(), bitmaps.next(), &next.bitmaps) {
             (None, _, None) => {}
             // A stale extension stays where it is as long as nothing replaces it.
-            (Some(_), None, None) if self.content.bitmaps.is_none() => {}
+            (Some(_), None, None) if self.others.iter().any(is_bitmaps) => {}
             (Some(_), None, Some(new)) if self.content.bitmaps.as_ref() == Some(new) => {}
-            (Some(entry), None, Some(new)) if entry.data_offset + EXTENSION_BYTES <= SECTOR => {
+            (Some(entry), None, Some(new))
+                if entry.data_offset + EXTENSION_BYTES <= SECTOR
+                    && entry.data.len() == EXTENSION_BYTES =>
+            {
                 out[entry.data_offset..entry.data_offset + EXTENSION_BYTES]
                     .copy_from_slice(&new.encode());
             }
@@ -333,6 +361,10 @@ impl FirstCluster {
             .copy_from_slice(&head.encode());
         true
     }
+}
+
+fn is_bitmaps(entry: &Extension) -> bool {
+    entry.kind == extension::BITMAPS
 }
 
 /// Whether the chain extension holds something that we cannot rewrite and must not drop.

@@ -101,6 +101,22 @@ impl Image {
         Self::assemble(file, first, None, guest, writable)
     }
 
+    /// Opens an image whose bitmaps nobody else can open, to be repaired. It takes no guest write.
+    pub(crate) fn open_for_repair(storage: Box<dyn Storage>) -> Result<Self> {
+        let file = ImageFile::new(storage);
+        let bytes = read_first_bytes(&file)?;
+        let first = FirstCluster::parse_for_repair(bytes).map_err(|error| file.format(error))?;
+        refuse_unknown(&file, &first)?;
+        refuse_long_header(&file, first.header())?;
+        let guest = GuestData::unopened(&first);
+        Self::assemble(file, first, None, guest, false)
+    }
+
+    /// Lets go of everything in memory; nothing is written.
+    pub(crate) fn into_storage(self) -> Box<dyn Storage> {
+        self.file.into_storage()
+    }
+
     fn assemble(
         file: ImageFile,
         first: FirstCluster,
@@ -148,6 +164,13 @@ impl Image {
 }
 
 fn read_first_cluster(file: &ImageFile) -> Result<FirstCluster> {
+    let bytes = read_first_bytes(file)?;
+    let first = FirstCluster::parse(bytes).map_err(|error| file.format(error))?;
+    refuse_unknown(file, &first)?;
+    Ok(first)
+}
+
+fn read_first_bytes(file: &ImageFile) -> Result<Vec<u8>> {
     let mut bytes = vec![0; FIRST_READ];
     let count = file
         .storage()
@@ -160,9 +183,7 @@ fn read_first_cluster(file: &ImageFile) -> Result<FirstCluster> {
     if cluster > FIRST_READ {
         file.read(&mut bytes, HostOffset::ZERO, "read header")?;
     }
-    let first = FirstCluster::parse(bytes).map_err(|error| file.format(error))?;
-    refuse_unknown(file, &first)?;
-    Ok(first)
+    Ok(bytes)
 }
 
 /// Features without which not even reading is right.
@@ -194,8 +215,7 @@ fn refuse_unknown(file: &ImageFile, first: &FirstCluster) -> Result<()> {
 /// into the first sector, which is what one write changes.
 const MAX_WRITABLE_HEADER: usize = 512 - 32 - 24;
 
-fn refuse_writing(file: &ImageFile, first: &FirstCluster) -> Result<()> {
-    let header = first.header();
+fn refuse_long_header(file: &ImageFile, header: &Header) -> Result<()> {
     if header.length > MAX_WRITABLE_HEADER {
         return Err(file.unsupported(Feature::Limit {
             what: "header length",
@@ -203,6 +223,12 @@ fn refuse_writing(file: &ImageFile, first: &FirstCluster) -> Result<()> {
             limit: crate::convert::to_u64(MAX_WRITABLE_HEADER),
         }));
     }
+    Ok(())
+}
+
+fn refuse_writing(file: &ImageFile, first: &FirstCluster) -> Result<()> {
+    let header = first.header();
+    refuse_long_header(file, header)?;
     if header.incompatible & incompatible::CORRUPT != 0 {
         return Err(file.damage(Damage::MarkedCorrupt));
     }
