@@ -151,7 +151,8 @@ pub(crate) fn write_alone(path: &Path) -> Outcome<Image> {
     Ok(Image::open_unbacked(storage, true)?)
 }
 
-fn writable(path: &Path) -> Outcome<FileStorage> {
+/// Opens a file for writing, under the locks of a writer.
+pub(crate) fn writable(path: &Path) -> Outcome<FileStorage> {
     trace(format_args!("{}: open for writing", path.display()));
     FileStorage::open(path, true, Sharing::Exclusive)
         .map_err(|error| Failure::io(path, "open for writing", &error))

@@ -251,6 +251,43 @@ fn check_has_the_keys_and_codes_of_qemu_img() {
     place.run("check corrupt").ends_with(2);
 }
 
+#[test]
+fn repair_ends_as_that_of_qemu_img() {
+    require_qemu!();
+    let place = Place::new();
+    place.create("leaky", MIB, &[]);
+    edit(&place, "leaky", 2 * 65_536 + 8, &[0, 1]);
+    place.create("corrupt", MIB, &[]);
+    place.write("corrupt", &["write 0 64k"]);
+    edit(&place, "corrupt", 2 * 65_536 + 10, &[0, 0]);
+    for (name, what) in [("leaky", "leaks"), ("leaky", "all"), ("corrupt", "all")] {
+        let before = std::fs::read(place.path(name)).unwrap();
+        let line = ["check", "-f", "qcow2", "-r", what, "--output=json", name];
+        let (code, theirs) = place.qemu_img(&line);
+        std::fs::write(place.path(name), &before).unwrap();
+        let ours = place.run(&format!("check --repair {what} {name} --output json"));
+        assert_eq!(ours.code, code, "{name} {what}: {ours:?}");
+        let ours = ours.json();
+        assert_eq!(ours["tidemark"]["losses"], json!([]));
+        for key in ["leaks-fixed", "corruptions-fixed", "leaks", "corruptions"] {
+            assert_eq!(ours[key], theirs[key], "{name} {what}: {key}");
+        }
+        qemu_img::check(&place.path(name)).assert_clean();
+        std::fs::write(place.path(name), before).unwrap();
+    }
+    // What keeps every QEMU tool out is mended, and what is lost is named.
+    place.create("shut", MIB, &[]);
+    qemu_img::bitmap_add(&place.path("shut"), "one", None);
+    let bytes = std::fs::read(place.path("shut")).unwrap();
+    let kind = [0x23, 0x85, 0x28, 0x75, 0, 0, 0, 24];
+    let at = bytes.windows(8).position(|bytes| bytes == kind).unwrap();
+    edit(&place, "shut", at + 8, &[0, 0, 0, 7]);
+    assert_eq!(place.qemu_img(&["info", "-f", "qcow2", "shut"]).0, 1);
+    place.ok("check --repair all shut");
+    qemu_img::check(&place.path("shut")).assert_clean();
+    assert_eq!(place.json("bitmap list shut")[0]["name"], "one");
+}
+
 /// Changes bytes of a file, which grows if it must.
 fn edit(place: &Place, name: &str, at: usize, bytes: &[u8]) {
     let path = place.path(name);

@@ -195,7 +195,7 @@ pub enum Feature {
     #[error("an image with an external data file cannot have internal snapshots")]
     SnapshotOfDataFile,
     /// Stale reference counts, when opened for writing.
-    #[error("the image was not closed cleanly (dirty bit): repair it with `qemu-img check -r all`")]
+    #[error("the image was not closed cleanly (dirty bit): repair it with `check --repair all`")]
     Dirty,
     /// Extended L2 entries together with an external data file, when opened for writing.
     #[error("extended L2 entries with an external data file can be read but not written")]

@@ -4,11 +4,11 @@ use std::path::PathBuf;
 
 use clap::{Args, ValueEnum};
 use serde_json::{Map, Value, json};
-use tidemark_qcow2::check::Severity;
-use tidemark_qcow2::{CheckReport, Image};
+use tidemark_qcow2::Image;
+use tidemark_qcow2::check::{self, RepairReport, Severity};
 
-use crate::exit::{Exit, Failure, Outcome};
-use crate::open::{Format, Share};
+use crate::exit::{Exit, Outcome};
+use crate::open::{Format, Share, writable};
 use crate::out::{Out, say, warn};
 
 /// Check an image for damage and leaked clusters
@@ -43,11 +43,14 @@ enum Repair {
 impl Check {
     pub(crate) fn run(&self, out: &mut Out) -> Outcome {
         self.format.require_qcow2(&self.image)?;
-        if let Some(repair) = self.repair {
-            return Err(unavailable(&self.image, repair));
+        let repaired = match self.repair {
+            Some(what) => self.repair(what)?,
+            None => self.look()?,
+        };
+        let report = &repaired.check;
+        for loss in &repaired.losses {
+            warn(format_args!("lost: {loss}"));
         }
-        let storage = self.share.storage(&self.image)?;
-        let report = Image::open_unbacked(Box::new(storage), false)?.check()?;
         for finding in &report.findings {
             warn(format_args!("{}: {finding}", label(finding.severity())));
         }
@@ -58,9 +61,9 @@ impl Check {
             ));
         }
         if out.is_json() {
-            out.json(&self.to_json(&report))?;
+            out.json(&self.to_json(&repaired))?;
         } else {
-            print(out, &report)?;
+            print(out, &repaired)?;
         }
         Ok(match report.exit_code() {
             0 => Exit::Done,
@@ -70,7 +73,27 @@ impl Check {
         })
     }
 
-    fn to_json(&self, report: &CheckReport) -> Value {
+    /// The image as it is, in the shape of a repair that did nothing.
+    fn look(&self) -> Outcome<RepairReport> {
+        let storage = self.share.storage(&self.image)?;
+        Ok(RepairReport {
+            check: Image::open_unbacked(Box::new(storage), false)?.check()?,
+            leaks_fixed: 0,
+            corruptions_fixed: 0,
+            losses: Vec::new(),
+        })
+    }
+
+    fn repair(&self, what: Repair) -> Outcome<RepairReport> {
+        let what = match what {
+            Repair::Leaks => check::Repair::Leaks,
+            Repair::All => check::Repair::All,
+        };
+        Ok(check::repair(Box::new(writable(&self.image)?), what)?)
+    }
+
+    fn to_json(&self, repaired: &RepairReport) -> Value {
+        let report = &repaired.check;
         let mut answer = Map::new();
         let mut number = |key: &str, value: u64, always: bool| {
             if always || value != 0 {
@@ -82,6 +105,8 @@ impl Check {
         number("check-errors", report.check_errors, true);
         number("corruptions", report.corruptions, false);
         number("leaks", report.leaks, false);
+        number("corruptions-fixed", repaired.corruptions_fixed, false);
+        number("leaks-fixed", repaired.leaks_fixed, false);
         number("allocated-clusters", report.allocated_clusters, false);
         number("fragmented-clusters", report.fragmented_clusters, false);
         number("compressed-clusters", report.compressed_clusters, false);
@@ -95,23 +120,11 @@ impl Check {
             "warnings": report.warnings,
             "findings": findings.collect::<Vec<_>>(),
             "omitted-findings": report.omitted_findings,
+            "losses": repaired.losses.iter().map(ToString::to_string).collect::<Vec<_>>(),
         });
         answer.insert("tidemark".into(), ours);
         Value::Object(answer)
     }
-}
-
-fn unavailable(image: &std::path::Path, repair: Repair) -> Failure {
-    let what = match repair {
-        Repair::Leaks => "leaks",
-        Repair::All => "all",
-    };
-    Failure::new(format!(
-        "{}: --repair {what} is not available in this version, nothing was changed; \
-         `qemu-img check -r {what}` can repair the image, and `tidemark checkpoint recover` \
-         afterwards brings back the bitmaps that it can prove",
-        image.display()
-    ))
 }
 
 fn label(severity: Severity) -> &'static str {
@@ -123,7 +136,16 @@ fn label(severity: Severity) -> &'static str {
     }
 }
 
-fn print(out: &mut Out, report: &CheckReport) -> Outcome<()> {
+fn print(out: &mut Out, repaired: &RepairReport) -> Outcome<()> {
+    let report = &repaired.check;
+    for (count, what) in [
+        (repaired.corruptions_fixed, "errors were repaired."),
+        (repaired.leaks_fixed, "leaked clusters were freed."),
+    ] {
+        if count > 0 {
+            say!(out, "{count} {what}")?;
+        }
+    }
     if report.is_clean() {
         say!(out, "No errors were found on the image.")?;
     }

@@ -27,8 +27,6 @@ use std::ops::Range;
 pub use self::repair::{Loss, Repair, RepairReport, repair};
 pub use self::report::{CheckReport, Finding, Severity};
 
-pub(crate) use self::repair::repair_storage;
-
 use self::counts::ReferenceCounts;
 use self::mapping::{L2Tables, l1_range};
 use self::pieces::pieces;

@@ -36,7 +36,8 @@ fn bitmaps(bytes: &[u8]) -> Vec<(String, Option<u64>)> {
         .map(|info| {
             let granule = info.granularity.bytes();
             let bits = image.load_bitmap(&info.name).ok();
-            (info.name, bits.map(|bits| bits.count() * granule))
+            let dirty = bits.map(|bits| (bits.count() * granule).min(image.size()));
+            (info.name, dirty)
         })
         .collect()
 }
@@ -151,7 +152,7 @@ const CASES: &[Case] = &[
         &["\"a\"", "granularity"],
     ),
     (
-        "granularity 12",
+        "granularity larger than the disk",
         |i| i.set("bitmap[0].granularity_bits", 30),
         &[("a", ALL), B],
         &[],
@@ -292,6 +293,7 @@ fn built() -> Vec<(&'static str, Vec<u8>, Kept, &'static [&'static str])> {
 #[test]
 fn damaged_directories_open_again_with_everything_that_could_be_kept() {
     let folder = tempfile::tempdir().unwrap();
+    let whole = content(&builder().build().bytes);
     let mut images = built();
     for (name, patch, kept, losses) in CASES {
         let mut image = builder().build();
@@ -317,9 +319,11 @@ fn damaged_directories_open_again_with_everything_that_could_be_kept() {
             .map(|(name, count)| (name.as_str(), *count))
             .collect();
         assert_eq!(&found[..], *kept, "{name}: {text:?}");
-        assert_eq!(
-            content(bytes),
-            content(&after),
+        // Some of them cannot even be opened before.
+        let known = [content(bytes), whole.clone()];
+        let before = known.iter().find(|content| !content.is_empty());
+        assert!(
+            before == Some(&content(&after)),
             "{name}: the guest's content changed"
         );
         if oracle::available() {

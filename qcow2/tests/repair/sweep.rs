@@ -4,7 +4,8 @@
 use tidemark_fixtures::builder::{Cluster, ImageBuilder};
 use tidemark_fixtures::hostile::hostile_images;
 use tidemark_fixtures::storage::{CallKind, CrashOptions, CrashStorage, Fault, FaultyStorage};
-use tidemark_qcow2::check::{Repair, repair};
+use tidemark_qcow2::Result;
+use tidemark_qcow2::check::{CheckReport, Finding, Repair, repair};
 
 use crate::corpus::{DAMAGES, Damage, WIDE_DAMAGES, aim_plain, healthy, zero};
 use crate::{badness, checked, content, repaired, typed};
@@ -46,6 +47,17 @@ fn damaged_images() -> Vec<(String, Vec<u8>)> {
     images
 }
 
+/// Whether the only corruptions are COPIED flags that are not set yet, after the count was lowered:
+/// the next write copies a cluster that it need not copy.
+fn only_flags_missing(report: &Result<CheckReport>) -> bool {
+    let Ok(report) = report else { return false };
+    let missing = report
+        .findings
+        .iter()
+        .filter(|finding| matches!(finding, Finding::Copied { single: true, .. }));
+    report.check_errors == 0 && u64::try_from(missing.count()).unwrap() == report.corruptions
+}
+
 #[test]
 fn a_crash_at_any_point_of_a_repair_leaves_nothing_worse() {
     let (mut points, mut count) = (0, 0);
@@ -71,7 +83,8 @@ fn a_crash_at_any_point_of_a_repair_leaves_nothing_worse() {
                 let now = checked(&crash.bytes);
                 assert!(badness(&now) <= before.max(2), "{place}: {now:?}");
                 // A repair that is not done yet does not break what was whole.
-                assert!(before > 1 || badness(&now) <= before, "{place}: {now:?}");
+                let fine = before > 1 || badness(&now) <= before || only_flags_missing(&now);
+                assert!(fine, "{place}: {now:?}");
                 assert!(
                     content(&crash.bytes) == old || old.is_empty(),
                     "{place}: content"

@@ -4,7 +4,8 @@
 //! - No byte of guest data is written, and no guest cluster changes its content.
 //! - Whatever moment the machine dies at, the image is not worse than before. New structures go
 //!   behind the end of the file, where nothing refers to, and become true by one write of the
-//!   header; counts are corrected one by one, each by itself right; flags follow the counts.
+//!   header; counts are corrected one by one, each by itself right; flags follow the counts. In
+//!   between a COPIED flag may be missing, which costs a copy and no data.
 //! - A count is only lowered when every reference could be followed. What looks leaked below a
 //!   table that cannot be read may be all that is left of it.
 //! - History is not dropped in silence: each bitmap that is lost, renamed or widened is named.
@@ -64,14 +65,6 @@ pub struct RepairReport {
 /// cluster than its refcount can hold, or no room for new structures, both before the first write;
 /// I/O.
 pub fn repair(storage: Box<dyn Storage>, what: Repair) -> Result<RepairReport> {
-    repair_storage(storage, what).map(|(_, report)| report)
-}
-
-/// As [`repair`], and gives the storage back.
-pub(crate) fn repair_storage(
-    storage: Box<dyn Storage>,
-    what: Repair,
-) -> Result<(Box<dyn Storage>, RepairReport)> {
     let mut image = Image::open_for_repair(storage)?;
     if !image.file().storage().writable() {
         return Err(image.file().invalid(Mistake::ReadOnly));
@@ -94,15 +87,14 @@ pub(crate) fn repair_storage(
         clear_marks(&image, marks)?;
         after = check_image(&image)?;
     }
-    let report = RepairReport {
+    Ok(RepairReport {
         leaks_fixed: before.leaks.saturating_sub(counted.leaks),
         corruptions_fixed: flags
             + (before.corruptions + before.check_errors)
                 .saturating_sub(counted.corruptions + counted.check_errors),
         check: after,
         losses,
-    };
-    Ok((image.into_storage(), report))
+    })
 }
 
 /// The check without the COPIED flags, which depend on counts that are still wrong.

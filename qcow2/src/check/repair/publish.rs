@@ -80,11 +80,7 @@ pub(super) fn publish(image: &Image, header: &Header, salvage: Salvage) -> Resul
     next.header.refcount_table_clusters = to_u32(place.table.end - place.table.start);
     losses.extend(forget_stale(image)?.into_iter().map(Loss::Stale));
     image.first_cluster().check_room(file, &next)?;
-    for kept in &kept {
-        if let Some(table) = &kept.table {
-            write_padded(image, encode_table(table), kept.entry.table_offset)?;
-        }
-    }
+    write_tables(image, &kept)?;
     if changed && !entries.is_empty() {
         write_padded(
             image,
@@ -136,6 +132,16 @@ fn count_kept(census: &mut Census<'_>, image: &Image, kept: &[Kept], changed: bo
 
 fn table_clusters(geometry: &Geometry, table: &[TableEntry]) -> u64 {
     clusters_of(geometry, Geometry::entries_bytes(table.len()))
+}
+
+/// Writes the bitmap tables that are new.
+fn write_tables(image: &Image, kept: &[Kept]) -> Result<()> {
+    for kept in kept {
+        if let Some(table) = &kept.table {
+            write_padded(image, encode_table(table), kept.entry.table_offset)?;
+        }
+    }
+    Ok(())
 }
 
 fn write_padded(image: &Image, mut bytes: Vec<u8>, at: HostOffset) -> Result<()> {

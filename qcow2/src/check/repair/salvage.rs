@@ -63,7 +63,10 @@ impl Salvage {
         let shape = shape(image.file(), &geometry, image.size(), entry.granularity);
         let needed = match shape {
             Ok(shape) if shape.pages() > 0 => shape.pages(),
-            _ => return Ok(self.lose(&entry, "its granularity does not fit the disk")),
+            _ => {
+                self.lose(&entry, "its granularity does not fit the disk");
+                return Ok(());
+            }
         };
         let Some((table, lost)) = judge_table(image, census, &entry, needed)? else {
             self.kept.push(Kept { entry, table: None });
@@ -72,7 +75,8 @@ impl Salvage {
         let bytes =
             clusters_of(&geometry, Geometry::entries_bytes(needed)) << geometry.cluster_bits;
         if bytes > *room {
-            return Ok(self.lose(&entry, "there is no room for a new table"));
+            self.lose(&entry, "there is no room for a new table");
+            return Ok(());
         }
         *room -= bytes;
         self.changed = true;
