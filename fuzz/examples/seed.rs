@@ -5,6 +5,7 @@ use std::path::Path;
 use tidemark_bitmap::Granularity;
 use tidemark_fixtures::builder::{Bitmap, Chunk, ImageBuilder};
 use tidemark_fixtures::hostile::hostile_images;
+use tidemark_fixtures::random::Random;
 use tidemark_qcow2::chain::ChainRecord;
 use tidemark_qcow2::chain::{
     CheckpointEntry, Detail, FrozenProof, Head, Health, Identity, ImageUuid, Intent, IntentKind,
@@ -66,7 +67,22 @@ fn record() -> ChainRecord {
     record
 }
 
+/// Operations and damages are numbers: good seeds are short runs of any bytes.
+fn put_numbers(target: &str, count: u64, len: u64) {
+    for number in 0..count {
+        let mut random = Random::stream(7, number);
+        let bytes = (0..len).map(|_| random.next_u64().to_le_bytes()[0]);
+        put(
+            target,
+            &format!("numbers_{number}"),
+            &bytes.collect::<Vec<u8>>(),
+        );
+    }
+}
+
 fn main() {
+    put_numbers("operations", 16, 160);
+    put_numbers("damage", 48, 20);
     for hostile in hostile_images() {
         if hostile.bytes.len() <= MAX_SEED {
             let name: String = hostile

@@ -4,6 +4,13 @@
 //! says below what must hold. They do not check that what is accepted is what QEMU accepts; that is
 //! the business of the interop tests.
 
+mod bounded;
+mod damage;
+mod input;
+mod operations;
+
+pub use damage::{damage_of, damaged, no_guest_data_on_metadata, with_guest_data_on_a_table};
+pub use operations::{operations, operations_with};
 use tidemark_qcow2::chain::{self, ChainRecord, Detail, Reading};
 use tidemark_qcow2::format::bitmap::{
     decode_directory, decode_table, encode_directory, encode_table,
@@ -11,7 +18,9 @@ use tidemark_qcow2::format::bitmap::{
 use tidemark_qcow2::format::extension;
 use tidemark_qcow2::format::header::Header;
 use tidemark_qcow2::geometry::Geometry;
-use tidemark_qcow2::{Image, MemoryStorage, OpenOptions};
+use tidemark_qcow2::{Image, OpenOptions};
+
+use crate::bounded::Bounded;
 
 const GEOMETRY: Geometry = Geometry {
     cluster_bits: 9,
@@ -101,7 +110,7 @@ pub fn framed(record: &[u8]) -> Vec<u8> {
 /// An image that opens is read, mapped, checked and asked for its bitmaps without being changed;
 /// opened for writing, a write either fails or is read back.
 pub fn open(data: &[u8]) {
-    let storage = || Box::new(MemoryStorage::from_bytes(data.to_vec()));
+    let storage = || Box::new(Bounded::new(data));
     if let Ok(image) = Image::open(storage(), OpenOptions::default()) {
         let len = image.size().min(MAX_GUEST_BYTES);
         let mut guest = vec![0; usize::try_from(len).unwrap_or_default()];

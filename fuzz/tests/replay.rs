@@ -4,12 +4,14 @@ use std::path::Path;
 
 type Target = fn(&[u8]);
 
-const TARGETS: [(&str, Target); 5] = [
+const TARGETS: [(&str, Target); 7] = [
     ("header", tidemark_fuzz::header),
     ("directory", tidemark_fuzz::directory),
     ("table", tidemark_fuzz::table),
     ("chain", tidemark_fuzz::chain),
     ("open", tidemark_fuzz::open),
+    ("operations", tidemark_fuzz::operations),
+    ("damage", tidemark_fuzz::damaged),
 ];
 
 fn inputs(folder: &str, target: &str) -> Vec<Vec<u8>> {
