@@ -5,6 +5,8 @@
 //! code that meets the system), `cache` (mapping tables), `alloc` (who owns a cluster), [`image`]
 //! (the virtual disk), [`bitmaps`] (persistent bitmaps), [`snapshots`] (moments inside the image),
 //! [`mod@check`] (the consistency check), [`transfer`] (whole disks on the move).
+//!
+//! Where to begin: [`guide`].
 
 mod alloc;
 pub mod bitmaps;
@@ -15,6 +17,8 @@ mod convert;
 pub mod error;
 pub mod format;
 pub mod geometry;
+#[doc = include_str!("../../docs/vmm.md")]
+pub mod guide {}
 pub mod image;
 pub mod snapshots;
 pub mod storage;
