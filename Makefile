@@ -39,7 +39,7 @@ bench: ## Run the benchmarks
 	$(CARGO) bench -p tidemark-benches
 
 FUZZ_SECONDS ?= 60
-FUZZ_TARGETS = header directory table chain open operations damage
+FUZZ_TARGETS = header directory table chain open operations damage repair
 fuzz: ## Run every fuzz target for FUZZ_SECONDS (nightly and cargo-fuzz)
 	for target in $(FUZZ_TARGETS); do \
 	  $(CARGO) +nightly fuzz run --features libfuzzer $$target -- \

@@ -83,6 +83,7 @@ fn put_numbers(target: &str, count: u64, len: u64) {
 fn main() {
     put_numbers("operations", 16, 160);
     put_numbers("damage", 48, 20);
+    put_numbers("repair", 48, 20);
     for hostile in hostile_images() {
         if hostile.bytes.len() <= MAX_SEED {
             let name: String = hostile

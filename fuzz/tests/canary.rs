@@ -89,6 +89,7 @@ fn random_inputs_pass() {
             tidemark_fuzz::operations(&input);
         }
         tidemark_fuzz::damaged(&input[..input.len().min(24)]);
+        tidemark_fuzz::repair(&input[..input.len().min(24)]);
     }
     println!("{cases} lists of operations, {} damages", cases * 4);
 }

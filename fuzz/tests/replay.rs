@@ -2,9 +2,11 @@
 
 use std::path::Path;
 
+use tidemark_qcow2::check::Repair;
+
 type Target = fn(&[u8]);
 
-const TARGETS: [(&str, Target); 7] = [
+const TARGETS: [(&str, Target); 8] = [
     ("header", tidemark_fuzz::header),
     ("directory", tidemark_fuzz::directory),
     ("table", tidemark_fuzz::table),
@@ -12,6 +14,7 @@ const TARGETS: [(&str, Target); 7] = [
     ("open", tidemark_fuzz::open),
     ("operations", tidemark_fuzz::operations),
     ("damage", tidemark_fuzz::damaged),
+    ("repair", tidemark_fuzz::repair),
 ];
 
 fn inputs(folder: &str, target: &str) -> Vec<Vec<u8>> {
@@ -50,4 +53,16 @@ fn every_hostile_image_passes_the_open_target() {
     }
     println!("{} images", images.len());
     assert!(images.len() >= 200, "the table shrank: {}", images.len());
+}
+
+#[test]
+fn every_hostile_image_passes_the_repair_target() {
+    let images = tidemark_fixtures::hostile::hostile_images();
+    let small = images.iter().filter(|image| image.bytes.len() <= 1 << 20);
+    let count = small.clone().count();
+    for hostile in small {
+        tidemark_fuzz::repair_image(&hostile.bytes, Repair::All);
+    }
+    println!("{count} images");
+    assert!(count >= 200, "the table shrank: {count}");
 }

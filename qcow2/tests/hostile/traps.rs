@@ -8,6 +8,7 @@ use tidemark_fixtures::builder::{Cluster, Extension, ImageBuilder};
 use tidemark_fixtures::image_bits;
 use tidemark_fixtures::ops::fill;
 use tidemark_fixtures::storage::{CrashOptions, CrashStorage, EventKind};
+use tidemark_qcow2::check::{Repair, repair};
 use tidemark_qcow2::{
     BackingReference, CreateOptions, Error, Gate, Granularity, Image, MemoryStorage, OpenOptions,
     Storage,
@@ -290,4 +291,19 @@ fn a_chain_of_ten_thousand_layers_is_refused_early() {
     let asked = gate.asked.load(Ordering::Relaxed);
     assert!((2..1000).contains(&asked), "asked {asked} times");
     assert!(started.elapsed() < PATIENCE);
+}
+
+#[test]
+fn rebuilt_refcounts_have_the_size_of_the_file_and_not_of_the_disk() {
+    let data = Cluster::Data(fill(1, 65_536));
+    let mut image = ImageBuilder::new(64 << 40).cluster(5, data).build();
+    image.set("refcount_table[0]", 0);
+    let watched = Watched::new(image.bytes.clone());
+    let started = Instant::now();
+    let report = repair(Box::new(watched.clone()), Repair::All).unwrap();
+    assert!(report.check.is_clean(), "{:?}", report.check.findings);
+    assert!(started.elapsed() < PATIENCE);
+    let grown = watched.to_bytes().len() - image.bytes.len();
+    println!("a disk of 64 TiB: the file grew by {grown} bytes");
+    assert!(grown <= 1 << 20, "the file grew by {grown} bytes");
 }
