@@ -4,7 +4,7 @@ use clap::{Args, Parser, Subcommand};
 
 use crate::cmd::{
     backup, bitmap, check, checkpoint, compare, completions, convert, create, demo, info, map,
-    restore, snapshot,
+    resize, restore, snapshot,
 };
 use crate::exit::{Exit, Outcome};
 use crate::out::{self, Form, Out};
@@ -56,6 +56,7 @@ enum Command {
     #[command(subcommand)]
     Checkpoint(checkpoint::Checkpoint),
     Backup(backup::Backup),
+    Resize(resize::Resize),
     Restore(restore::Restore),
     Verify(restore::Verify),
     Catalogue(restore::Catalogue),
@@ -91,6 +92,7 @@ fn run() -> Outcome {
         Command::Bitmap(command) => command.run(&mut out),
         Command::Checkpoint(command) => command.run(&mut out),
         Command::Backup(command) => command.run(&mut out),
+        Command::Resize(command) => command.run(&mut out),
         Command::Restore(command) => command.run(&mut out),
         Command::Verify(command) => command.run(&mut out),
         Command::Catalogue(command) => command.run(&mut out),

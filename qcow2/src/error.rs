@@ -299,6 +299,16 @@ pub enum Mistake {
     /// No snapshot with that identifier or name.
     #[error("snapshot '{0}' not found")]
     NoSuchSnapshot(String),
+    /// A bitmap cannot follow the disk to that size.
+    #[error(
+        "bitmap '{name}' is too fine for a disk of {size} bytes: remove it, or add a coarser one"
+    )]
+    BitmapTooFine {
+        /// Name of the bitmap.
+        name: String,
+        /// Size that was asked for.
+        size: u64,
+    },
     /// The set algebra refused.
     #[error(transparent)]
     Bitmap(#[from] tidemark_bitmap::Error),

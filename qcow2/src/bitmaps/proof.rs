@@ -60,7 +60,7 @@ pub fn plant(image: &Image, bitmap: &mut Bitmap) -> Result<RecordingProof> {
                 break;
             }
         }
-        let end = (offset + granule).min(image.size());
+        let end = (offset + granule).min(bitmap.shape().disk_bytes());
         bitmap
             .mark(offset..end)
             .map_err(|error| image.file().invalid(Mistake::Bitmap(error)))?;
@@ -70,7 +70,7 @@ pub fn plant(image: &Image, bitmap: &mut Bitmap) -> Result<RecordingProof> {
     planted.dedup();
     Ok(RecordingProof {
         count: bitmap.count(),
-        smallest_disk_bytes: image.size(),
+        smallest_disk_bytes: bitmap.shape().disk_bytes(),
         planted,
         witnesses: Vec::new(),
     })
@@ -153,6 +153,72 @@ fn recording_health(image: &Image, bitmap: &Bitmap, proof: &RecordingProof) -> H
     Health::Ok
 }
 
+/// What the directory says against an entry, without a look at bits.
+fn contradiction(entry: &CheckpointEntry, info: &BitmapInfo) -> Option<Health> {
+    let recording = matches!(entry.proof, Proof::Recording(_));
+    if info.granularity != entry.granularity {
+        let frozen = matches!(entry.proof, Proof::Frozen(_));
+        return Some(if frozen {
+            Health::Changed
+        } else {
+            Health::Reset
+        });
+    }
+    (recording && !info.auto).then_some(Health::NotRecording)
+}
+
+/// What the proof of an entry says of its bits.
+fn prove(image: &Image, entry: &CheckpointEntry, bits: &Bitmap) -> Health {
+    match &entry.proof {
+        Proof::None => Health::Lost,
+        Proof::Frozen(proof) if frozen(bits) == *proof => Health::Ok,
+        Proof::Frozen(_) => Health::Changed,
+        Proof::Recording(proof) => recording_health(image, bits, proof),
+    }
+}
+
+/// Takes the proof of an entry from the bits `before` a change of the disk's size to those `after`
+/// it. Where the old proof does not hold, the loss is recorded and there is no new one. A recording
+/// bitmap whose planted bits were all cut gets new ones.
+///
+/// # Errors
+/// As [`plant`].
+pub(crate) fn resize(
+    image: &Image,
+    entry: &mut CheckpointEntry,
+    info: &BitmapInfo,
+    before: &Bitmap,
+    after: &mut Bitmap,
+) -> Result<()> {
+    let found = contradiction(entry, info).unwrap_or_else(|| prove(image, entry, before));
+    if found != Health::Ok {
+        if entry.health.is_usable() {
+            entry.health = found;
+        }
+        return Ok(());
+    }
+    match &mut entry.proof {
+        Proof::None => {}
+        Proof::Frozen(proof) => *proof = frozen(after),
+        Proof::Recording(proof) => {
+            let size = after.shape().disk_bytes();
+            let smallest = proof
+                .smallest_disk_bytes
+                .min(before.shape().disk_bytes())
+                .min(size);
+            proof.planted.retain(|&offset| offset < smallest);
+            proof.witnesses.retain(|&offset| offset < smallest);
+            if proof.planted.is_empty() {
+                proof.planted = plant(image, after)?.planted;
+            }
+            // All that is left was seen just now, so that this is the smallest size from here on.
+            proof.smallest_disk_bytes = size;
+            proof.count = after.count();
+        }
+    }
+    Ok(())
+}
+
 impl Image {
     /// What the directory and the bits say of a checkpoint's bitmap. A loss that the entry records
     /// stays a loss whatever bits are there now.
@@ -177,28 +243,15 @@ impl Image {
         if info.in_use {
             return Ok(Health::Inconsistent);
         }
-        if info.granularity != entry.granularity {
-            let frozen = matches!(entry.proof, Proof::Frozen(_));
-            return Ok(if frozen {
-                Health::Changed
-            } else {
-                Health::Reset
-            });
-        }
-        if matches!(entry.proof, Proof::Recording(_)) && !info.auto {
-            return Ok(Health::NotRecording);
+        if let Some(health) = contradiction(entry, &info) {
+            return Ok(health);
         }
         let bitmap = match self.load_bitmap(&entry.name) {
             Ok(bitmap) => bitmap,
             Err(Error::Corrupt { .. }) => return Ok(Health::Lost),
             Err(error) => return Err(error),
         };
-        let proved = match &entry.proof {
-            Proof::None => Health::Lost,
-            Proof::Frozen(proof) if frozen(&bitmap) == *proof => Health::Ok,
-            Proof::Frozen(_) => Health::Changed,
-            Proof::Recording(proof) => recording_health(self, &bitmap, proof),
-        };
+        let proved = prove(self, entry, &bitmap);
         let resized = entry.disk_bytes.is_some_and(|bytes| bytes != self.size());
         Ok(match proved {
             Health::Ok if resized => Health::SizeDiffers,

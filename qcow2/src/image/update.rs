@@ -26,10 +26,10 @@ use crate::units::HostOffset;
 
 /// A bitmap of the directory to come.
 #[derive(Debug)]
-struct Slot {
-    entry: DirectoryEntry,
+pub(super) struct Slot {
+    pub(super) entry: DirectoryEntry,
     /// Bits that replace what is on disk, or are new.
-    content: Option<Bitmap>,
+    pub(super) content: Option<Bitmap>,
 }
 
 /// Changes of bitmaps and chain record that are staged and not yet true.
@@ -38,15 +38,15 @@ struct Slot {
 #[derive(Debug)]
 pub struct Update<'a> {
     image: &'a Image,
-    slots: Vec<Slot>,
-    record: Option<ChainRecord>,
+    pub(super) slots: Vec<Slot>,
+    pub(super) record: Option<ChainRecord>,
     /// The header to come; the bitmaps' autoclear bit and the refcount table are not taken from it.
     header: Header,
     changed: bool,
     /// The allocator holds refcounts that become true with the header.
     next_counts: bool,
     /// Entries on disk whose structures will no longer be named.
-    retired: Vec<DirectoryEntry>,
+    pub(super) retired: Vec<DirectoryEntry>,
 }
 
 impl Image {
@@ -180,6 +180,11 @@ impl<'a> Update<'a> {
         self.record.as_ref()
     }
 
+    /// Virtual size of the disk as it will be.
+    pub(crate) fn disk_bytes(&self) -> u64 {
+        self.header.disk_bytes
+    }
+
     /// The header as it will be, to be changed: disk size, L1, snapshots, feature bits. What it
     /// names must be counted and written before the update ends.
     pub(crate) fn header_mut(&mut self) -> &mut Header {
@@ -205,7 +210,8 @@ impl<'a> Update<'a> {
     /// A granularity too fine for the disk.
     pub fn blank(&self, granularity: Granularity) -> Result<Bitmap> {
         let image = self.image;
-        shape(&image.file, &image.geometry, image.size(), granularity).map(Bitmap::new)
+        let size = self.disk_bytes();
+        shape(&image.file, &image.geometry, size, granularity).map(Bitmap::new)
     }
 
     /// Adds a bitmap, or replaces its content; the bits always go into fresh clusters. An
@@ -249,7 +255,7 @@ impl<'a> Update<'a> {
         let wanted = shape(
             &image.file,
             &image.geometry,
-            image.size(),
+            self.disk_bytes(),
             bits.shape().granularity(),
         )?;
         if bits.shape() == wanted {
@@ -269,7 +275,7 @@ impl<'a> Update<'a> {
         if name.is_empty() || name.len() > limits::MAX_BITMAP_NAME_BYTES || name.contains('\0') {
             return Err(self.invalid(Mistake::BitmapName(name.len())));
         }
-        if self.image.size() == 0 {
+        if self.disk_bytes() == 0 {
             let problem = "a disk of size zero cannot have bitmaps";
             return Err(self.invalid(Mistake::Option {
                 option: "size",
@@ -327,7 +333,7 @@ impl<'a> Update<'a> {
             .ok_or_else(|| self.invalid(Mistake::NoSuchBitmap(name.to_owned())))
     }
 
-    fn invalid(&self, mistake: Mistake) -> Error {
+    pub(super) fn invalid(&self, mistake: Mistake) -> Error {
         self.image.file.invalid(mistake)
     }
 

@@ -203,7 +203,7 @@ impl Image {
         Ok(len)
     }
 
-    fn own_table(&self, number: usize) -> Result<Option<Arc<L2Table>>> {
+    pub(super) fn own_table(&self, number: usize) -> Result<Option<Arc<L2Table>>> {
         match self.l1_entry(number)? {
             L1Entry::Table { copied: true, .. } => {
                 let Some(table) = self.table(number)? else {
