@@ -22,9 +22,6 @@ mod open;
 mod pack;
 mod read;
 mod resize;
-mod resize_bitmaps;
-mod retire;
-mod subclusters;
 mod update;
 mod write;
 

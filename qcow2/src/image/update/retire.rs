@@ -2,7 +2,6 @@
 
 use std::collections::HashSet;
 
-use super::{Image, lock};
 use crate::alloc::{HostRun, single};
 use crate::bitmaps::directory::{read_table, shape};
 use crate::convert::{index, to_u64};
@@ -10,6 +9,7 @@ use crate::error::{Error, Result};
 use crate::format::bitmap::{DirectoryEntry, TableEntry};
 use crate::format::table::L1Entry;
 use crate::geometry::Geometry;
+use crate::image::{Image, lock};
 use crate::units::{GuestCluster, HostCluster};
 
 /// Everything that the present header names and the next one will not. What a foreign writer left

@@ -1,0 +1,212 @@
+//! How everything that was staged becomes true: structures into fresh clusters, then one write of
+//! the header.
+
+use tidemark_bitmap::Bitmap;
+
+use super::Update;
+use super::retire::retired_structures;
+use crate::alloc::{HostRun, TablePlace};
+use crate::bitmaps::directory::Directory;
+use crate::bitmaps::{BitmapInfo, proof};
+use crate::convert::{to_u32, to_u64, to_usize};
+use crate::error::{Error, Feature, Result};
+use crate::format::bitmap::{self, BitmapsExtension, DirectoryEntry, TableEntry};
+use crate::format::chain::ChainRecord;
+use crate::format::header::Header;
+use crate::format::limits;
+use crate::image::first_cluster::Content;
+use crate::image::{Image, lock};
+use crate::units::HostOffset;
+
+impl Update<'_> {
+    /// Makes everything true; returns what the header no longer names.
+    pub(super) fn commit(mut self) -> Result<Vec<HostRun>> {
+        let image = self.image;
+        self.check_room()?;
+        let freed = retired_structures(image, &self.retired)?;
+        let mut taken = Vec::new();
+        let written = self.write_structures(&mut taken).and_then(|extension| {
+            image.settle()?;
+            Ok((extension, self.place_counts()?))
+        });
+        let (extension, counts) = match written {
+            Ok(written) => written,
+            Err(error) => {
+                image.with_allocator(|allocator, _| allocator.free_now(&image.file, &taken))?;
+                return Err(error);
+            }
+        };
+        let entries: Vec<DirectoryEntry> = self.slots.into_iter().map(|slot| slot.entry).collect();
+        let committed = commit_header(
+            image,
+            &self.header,
+            counts,
+            extension,
+            self.record,
+            &entries,
+        );
+        if let Err(error) = committed {
+            if matches!(error, Error::Unsupported { .. }) {
+                // Refused before the first byte: the new clusters are nobody's.
+                image.with_allocator(|allocator, _| allocator.free_now(&image.file, &taken))?;
+            } else {
+                image.poison();
+            }
+            return Err(error);
+        }
+        let place = extension.map(|found| (found.directory_offset, found.directory_bytes));
+        *lock(&image.directory) = Directory::new(entries, place);
+        if counts.is_some() {
+            image
+                .with_allocator(|allocator, _| allocator.adopt_next(&image.file))
+                .inspect_err(|_| image.poison())?;
+        }
+        Ok(freed)
+    }
+
+    fn place_counts(&self) -> Result<Option<TablePlace>> {
+        let image = self.image;
+        if !self.next_counts {
+            return Ok(None);
+        }
+        image
+            .with_allocator(|allocator, first| allocator.place_next(&image.file, first))
+            .map(Some)
+            .inspect_err(|error| {
+                if matches!(error, Error::Io { .. }) && !error.is_no_space() {
+                    image.poison();
+                }
+            })
+    }
+
+    /// Refuses what the first cluster has no room for, before anything is written.
+    fn check_room(&self) -> Result<()> {
+        // Room depends on which extensions there are, not on what they say.
+        let bitmaps = (!self.slots.is_empty()).then_some(BitmapsExtension {
+            count: 0,
+            directory_bytes: 0,
+            directory_offset: HostOffset::ZERO,
+        });
+        let first = lock(&self.image.first);
+        let record = self.record.clone();
+        let next = next_content(&self.header, first.header(), None, bitmaps, record);
+        first.check_room(&self.image.file, &next)
+    }
+
+    /// Writes new contents, tables and the directory; clusters that it took go to `taken`.
+    fn write_structures(&mut self, taken: &mut Vec<HostRun>) -> Result<Option<BitmapsExtension>> {
+        let image = self.image;
+        for slot in &mut self.slots {
+            if let Some(bits) = &slot.content {
+                slot.entry.table_offset = write_bits(image, bits, taken)?;
+            }
+        }
+        if self.slots.is_empty() {
+            return Ok(None);
+        }
+        let entries: Vec<DirectoryEntry> =
+            self.slots.iter().map(|slot| slot.entry.clone()).collect();
+        let mut bytes = bitmap::encode_directory(&entries);
+        let directory_bytes = to_u64(bytes.len());
+        if directory_bytes > limits::MAX_BITMAP_DIRECTORY_BYTES {
+            let limit = limits::MAX_BITMAP_DIRECTORY_BYTES;
+            let what = "bitmap directory bytes";
+            return Err(image.file.unsupported(Feature::Limit {
+                what,
+                value: directory_bytes,
+                limit,
+            }));
+        }
+        let directory_offset = write_new(image, &mut bytes, "write bitmap directory", taken)?;
+        let count = to_u32(to_u64(entries.len()));
+        Ok(Some(BitmapsExtension {
+            count,
+            directory_bytes,
+            directory_offset,
+        }))
+    }
+}
+
+/// Writes pages and table of one bitmap into fresh clusters; returns where the table is.
+fn write_bits(image: &Image, bits: &Bitmap, taken: &mut Vec<HostRun>) -> Result<HostOffset> {
+    let mut entries = Vec::with_capacity(bits.shape().pages());
+    for (number, page) in bits.pages().iter().enumerate() {
+        entries.push(match page {
+            tidemark_bitmap::Page::Zeros => TableEntry::Zeros,
+            // QEMU reads all-ones entries, but a clipped last page must not say more than it has.
+            tidemark_bitmap::Page::Ones
+                if bits.shape().bits_in_page(number) == bits.shape().bits_per_page() =>
+            {
+                TableEntry::Ones
+            }
+            _ => {
+                let mut bytes = vec![0; image.geometry.cluster_len()];
+                bits.write_page(number, &mut bytes);
+                TableEntry::Cluster(write_new(image, &mut bytes, "write bitmap data", taken)?)
+            }
+        });
+    }
+    let mut table = bitmap::encode_table(&entries);
+    write_new(image, &mut table, "write bitmap table", taken)
+}
+
+/// Writes `bytes`, padded with zeros to whole clusters, into fresh clusters in a row.
+fn write_new(
+    image: &Image,
+    bytes: &mut Vec<u8>,
+    what: &'static str,
+    taken: &mut Vec<HostRun>,
+) -> Result<HostOffset> {
+    let clusters = image.geometry.clusters_for(to_u64(bytes.len()));
+    bytes.resize(to_usize(clusters << image.geometry.cluster_bits), 0);
+    let start =
+        image.with_allocator(|allocator, _| allocator.allocate_exact(&image.file, clusters))?;
+    taken.push(HostRun {
+        start,
+        clusters,
+        untouched: false,
+    });
+    image.file.write(bytes, start, what)?;
+    Ok(start)
+}
+
+fn commit_header(
+    image: &Image,
+    header: &Header,
+    counts: Option<TablePlace>,
+    extension: Option<BitmapsExtension>,
+    record: Option<ChainRecord>,
+    entries: &[DirectoryEntry],
+) -> Result<()> {
+    let mut first = lock(&image.first);
+    let record = record.map(|mut record| {
+        record.directory_digest =
+            proof::directory_digest(&record, entries.iter().map(BitmapInfo::from));
+        record
+    });
+    let next = next_content(header, first.header(), counts, extension, record);
+    first.commit(&image.file, next)
+}
+
+fn next_content(
+    wanted: &Header,
+    present: &Header,
+    counts: Option<TablePlace>,
+    bitmaps: Option<BitmapsExtension>,
+    record: Option<ChainRecord>,
+) -> Content {
+    let mut header = wanted.clone();
+    // It may have moved while the structures were written.
+    header.refcount_table_offset = present.refcount_table_offset;
+    header.refcount_table_clusters = present.refcount_table_clusters;
+    if let Some((offset, clusters)) = counts {
+        header.refcount_table_offset = offset;
+        header.refcount_table_clusters = clusters;
+    }
+    header.autoclear = wanted.upheld_autoclear(bitmaps.is_some());
+    Content {
+        header,
+        bitmaps,
+        record,
+    }
+}
