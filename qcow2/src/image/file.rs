@@ -82,6 +82,21 @@ impl ImageFile {
             .map_err(|source| self.io(source, "look for holes", at.0))
     }
 
+    /// Length of the run at `at`, at most up to `end`, and whether it is a hole of the file.
+    pub(crate) fn run_at(&self, at: HostOffset, end: u64) -> Result<(u64, bool)> {
+        let rest = end - at.0;
+        let hole = self.hole_at(at)?.min(rest);
+        if hole > 0 {
+            return Ok((hole, true));
+        }
+        let data = self
+            .storage
+            .data_at(at.0)
+            .map_err(|source| self.io(source, "look for holes", at.0))?;
+        // A hole that was punched just now leaves nothing here; then the rest counts as data.
+        Ok((if data == 0 { rest } else { data.min(rest) }, false))
+    }
+
     pub(crate) fn io(&self, source: std::io::Error, operation: &'static str, offset: u64) -> Error {
         Error::Io {
             image: self.name.clone(),

@@ -2,6 +2,7 @@
 
 use super::Image;
 use super::backing::Layer;
+use super::file::ImageFile;
 use crate::error::Result;
 use crate::format::part::Part;
 use crate::units::{GuestCluster, HostOffset};
@@ -156,20 +157,7 @@ impl Image {
         let stop = layer.size().clamp(start, end);
         match layer {
             Layer::Image(image) => image.map_into(start, stop, depth + 1, out)?,
-            Layer::Raw { .. } if start < stop => push(
-                out,
-                Extent {
-                    start,
-                    length: stop - start,
-                    depth: depth + 1,
-                    present: true,
-                    zero: false,
-                    data: true,
-                    compressed: false,
-                    offset: Some(start),
-                },
-            ),
-            Layer::Raw { .. } => {}
+            Layer::Raw { file, .. } => map_raw(file, start, stop, depth + 1, out)?,
         }
         // Beyond the end of the layer below it is this layer that reads as zero.
         if stop < end {
@@ -202,6 +190,35 @@ impl Image {
         self.map_into(start, end.min(self.size()), 0, &mut extents)?;
         Ok(extents.iter().all(|extent| extent.zero))
     }
+}
+
+/// Appends the runs of `start..end` of a raw file: its holes read as zero.
+pub(crate) fn map_raw(
+    file: &ImageFile,
+    start: u64,
+    end: u64,
+    depth: u64,
+    out: &mut Vec<Extent>,
+) -> Result<()> {
+    let mut at = start;
+    while at < end {
+        let (length, zero) = file.run_at(HostOffset(at), end)?;
+        push(
+            out,
+            Extent {
+                start: at,
+                length,
+                depth,
+                present: true,
+                zero,
+                data: !zero,
+                compressed: false,
+                offset: Some(at),
+            },
+        );
+        at += length;
+    }
+    Ok(())
 }
 
 fn push(out: &mut Vec<Extent>, extent: Extent) {

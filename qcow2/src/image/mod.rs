@@ -16,7 +16,7 @@ pub(crate) mod first_cluster;
 mod flush;
 mod layout;
 mod locks;
-mod map;
+pub(crate) mod map;
 mod next_mapping;
 mod open;
 mod pack;

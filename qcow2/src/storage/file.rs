@@ -192,4 +192,12 @@ impl Storage for FileStorage {
             Err(_) => Ok(0),
         }
     }
+
+    fn data_at(&self, offset: u64) -> io::Result<u64> {
+        let hole = i64::try_from(offset)
+            .ok()
+            .and_then(|start| nix::unistd::lseek(&self.file, start, Whence::SeekHole).ok())
+            .and_then(|hole| u64::try_from(hole).ok());
+        Ok(hole.map_or(u64::MAX, |hole| hole.saturating_sub(offset)))
+    }
 }

@@ -92,4 +92,10 @@ pub trait Storage: Send + Sync + Debug {
     fn hole_at(&self, _offset: u64) -> io::Result<u64> {
         Ok(0)
     }
+
+    /// Bytes in a row at `offset`, which is in no hole, up to the next hole; more than there are
+    /// when that is unknown. A hint as [`hole_at`](Self::hole_at).
+    fn data_at(&self, _offset: u64) -> io::Result<u64> {
+        Ok(u64::MAX)
+    }
 }

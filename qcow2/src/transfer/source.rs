@@ -3,12 +3,13 @@
 use crate::convert::{to_u64, to_usize};
 use crate::error::Result;
 use crate::image::file::ImageFile;
+use crate::image::map::map_raw;
 use crate::image::{Extent, Image};
 use crate::storage::Storage;
 use crate::units::HostOffset;
 
-/// Bytes of a raw file that count as data when its start is not a hole.
-const RAW_STEP: u64 = 2 << 20;
+/// Bytes of an image that count as data when their start is not a hole.
+const STEP: u64 = 2 << 20;
 /// Disks end at a whole sector, as QEMU sees them.
 const SECTOR: u64 = 512;
 
@@ -68,21 +69,30 @@ impl Source {
         }
     }
 
-    /// Runs of `len` bytes from `offset` on, in order and without gaps. Holes of raw files read as
-    /// zero here.
+    /// Runs of `len` bytes from `offset` on, in order and without gaps. Holes of the files that hold
+    /// the data read as zero here.
     ///
     /// # Errors
     /// A range outside the disk, damaged tables, or I/O.
     pub fn map(&self, offset: u64, len: u64) -> Result<Vec<Extent>> {
-        let extents = match &self.kind {
-            Kind::Image(image) => image.map(offset, len)?,
-            Kind::Raw { .. } => vec![raw_extent(offset, len, false)],
-        };
+        let extents = self.map_tables(offset, len)?;
         let mut found = Vec::with_capacity(extents.len());
         for extent in extents {
             self.find_holes(extent, &mut found)?;
         }
         Ok(found)
+    }
+
+    /// The same as the tables of images tell it: an allocated cluster in a hole counts as data.
+    pub(super) fn map_tables(&self, offset: u64, len: u64) -> Result<Vec<Extent>> {
+        match &self.kind {
+            Kind::Image(image) => image.map(offset, len),
+            Kind::Raw { file, .. } => {
+                let mut extents = Vec::new();
+                map_raw(file, offset, offset + len, 0, &mut extents)?;
+                Ok(extents)
+            }
+        }
     }
 
     /// Cuts an extent of data where the file that holds it has holes.
@@ -96,7 +106,7 @@ impl Source {
             let rest = extent.length - done;
             let hole = self.hole_at(extent.depth, host + done)?.min(rest);
             let zero = hole > 0;
-            let length = if zero { hole } else { RAW_STEP.min(rest) };
+            let length = if zero { hole } else { STEP.min(rest) };
             let piece = Extent {
                 start: extent.start + done,
                 length,
@@ -137,18 +147,5 @@ impl Source {
         let (inside, beyond) = buf.split_at_mut(to_usize(present));
         beyond.fill(0);
         self.read(inside, offset)
-    }
-}
-
-fn raw_extent(start: u64, length: u64, zero: bool) -> Extent {
-    Extent {
-        start,
-        length,
-        depth: 0,
-        present: true,
-        zero,
-        data: true,
-        compressed: false,
-        offset: Some(start),
     }
 }
