@@ -4,7 +4,7 @@ use clap::{Args, Parser, Subcommand};
 
 use crate::cmd::{
     backup, bitmap, check, checkpoint, compare, completions, convert, create, demo, info, map,
-    resize, restore, snapshot,
+    measure, resize, restore, snapshot,
 };
 use crate::exit::{Exit, Outcome};
 use crate::out::{self, Form, Out};
@@ -50,6 +50,7 @@ enum Command {
     Create(create::Create),
     Convert(convert::Convert),
     Compare(compare::Compare),
+    Measure(measure::Measure),
     Snapshot(snapshot::Snapshot),
     #[command(subcommand)]
     Bitmap(bitmap::Bitmap),
@@ -88,6 +89,7 @@ fn run() -> Outcome {
         Command::Create(command) => command.run(&mut out),
         Command::Convert(command) => command.run(&mut out),
         Command::Compare(command) => command.run(&mut out),
+        Command::Measure(command) => command.run(&mut out),
         Command::Snapshot(command) => command.run(&mut out),
         Command::Bitmap(command) => command.run(&mut out),
         Command::Checkpoint(command) => command.run(&mut out),

@@ -122,6 +122,32 @@ pub(crate) fn source(path: &Path, format: &str, gates: &Gates, share: Share) -> 
     }
 }
 
+/// The same, or the disk as it was in an internal snapshot, named as qemu-img's `-l` does.
+pub(crate) fn source_or_snapshot(
+    path: &Path,
+    format: &str,
+    snapshot: Option<&str>,
+    gates: &Gates,
+    share: Share,
+) -> Outcome<Source> {
+    let Some(snapshot) = snapshot else {
+        return source(path, format, gates, share);
+    };
+    if format != "qcow2" {
+        return Err(Failure::usage(format!(
+            "-l {snapshot}: only qcow2 images have internal snapshots"
+        )));
+    }
+    let storage: Box<dyn Storage> = Box::new(share.storage(path)?);
+    let options = OpenOptions::reading(gates.gate(share));
+    let selector = ["snapshot.id=", "snapshot.name="]
+        .iter()
+        .find_map(|key| snapshot.strip_prefix(key))
+        .unwrap_or(snapshot);
+    let image = Image::open_snapshot(storage, options, selector)?;
+    Ok(Source::image(image))
+}
+
 /// Opens an existing disk of a declared format for writing.
 pub(crate) fn target(path: &Path, format: &str, gates: &Gates) -> Outcome<Target> {
     match format {

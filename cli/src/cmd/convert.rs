@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use clap::Args;
 use serde_json::json;
 use tidemark_qcow2::transfer::{self, ConvertOptions, Converted, Source, Target};
-use tidemark_qcow2::{FileStorage, Image, OpenOptions, Storage};
+use tidemark_qcow2::{FileStorage, Storage};
 
 use crate::cmd::create;
 use crate::cmd::info::full_name;
@@ -107,24 +107,14 @@ impl Convert {
     }
 
     fn open_source(&self) -> Outcome<Source> {
-        let Some(snapshot) = &self.snapshot else {
-            return open::source(&self.source, &self.format, &self.gates, self.share);
-        };
-        if self.format != "qcow2" {
-            return Err(Failure::usage(format!(
-                "-l {snapshot}: only qcow2 images have internal snapshots"
-            )));
-        }
-        let storage: Box<dyn Storage> = Box::new(self.share.storage(&self.source)?);
-        let options = OpenOptions::reading(self.gates.gate(self.share));
-        // As qemu-img spells it.
-        let selector = ["snapshot.id=", "snapshot.name="]
-            .iter()
-            .find_map(|key| snapshot.strip_prefix(key))
-            .unwrap_or(snapshot);
-        Ok(Source::image(Image::open_snapshot(
-            storage, options, selector,
-        )?))
+        let snapshot = self.snapshot.as_deref();
+        open::source_or_snapshot(
+            &self.source,
+            &self.format,
+            snapshot,
+            &self.gates,
+            self.share,
+        )
     }
 
     fn convert_options(&self) -> Outcome<ConvertOptions> {

@@ -12,6 +12,7 @@ pub(crate) mod demo;
 pub(crate) mod info;
 mod info_text;
 pub(crate) mod map;
+pub(crate) mod measure;
 pub(crate) mod resize;
 pub(crate) mod restore;
 pub(crate) mod snapshot;

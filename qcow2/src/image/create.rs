@@ -59,7 +59,8 @@ impl CreateOptions {
         Plan::new(self, self.geometry()?).map(|_| ())
     }
 
-    fn geometry(&self) -> std::result::Result<Geometry, Mistake> {
+    /// The shape of the image, when there can be such an image.
+    pub(crate) fn geometry(&self) -> std::result::Result<Geometry, Mistake> {
         let problem = |option, problem| Err(Mistake::Option { option, problem });
         if !(limits::MIN_CLUSTER_BITS..=limits::MAX_CLUSTER_BITS).contains(&self.cluster_bits) {
             return problem("cluster_size", "must be a power of two between 512 and 2M");

@@ -1,4 +1,4 @@
-//! Whole disks on the move: convert, compare.
+//! Whole disks on the move: convert, compare, measure.
 //!
 //! A layer above the image and its bitmaps. It owns how a disk is cut into pieces, how many threads
 //! work on them, and what is read or skipped; it knows no command line and opens no file by name.
@@ -14,6 +14,7 @@ mod bitmaps;
 mod compare;
 mod convert;
 mod crew;
+mod measure;
 mod pieces;
 mod source;
 mod target;
@@ -21,6 +22,7 @@ mod zeros;
 
 pub use compare::{CompareError, CompareOptions, Comparison, compare};
 pub use convert::{ConvertOptions, Converted, check_bitmaps, convert};
+pub use measure::{Measure, Measured};
 pub use source::Source;
 pub use target::Target;
 
