@@ -1,7 +1,8 @@
 //! After a crash of a foreign writer: what can be proved comes back, what is lost is named.
 //!
 //! QEMU marks every bitmap of an image in use while it runs. A frozen one does not change for
-//! that: its checksum proves the bits, and they are written into fresh clusters. The recording one
+//! that: its checksum proves the bits, and they are written into fresh clusters, also when QEMU died
+//! while it opened the image and the directory is stale. The recording one
 //! is lost, and with it every "since" through it; it starts again from now, so that a comparison
 //! with a backup can fill the gap later.
 
@@ -190,15 +191,20 @@ fn mend(
     if before.is_usable() {
         return Ok(Outcome::Intact);
     }
-    if before != Health::Inconsistent {
+    let bits = match before {
+        Health::Inconsistent => match update.load_unproven(&entry.name) {
+            Ok(bits) => Some(bits),
+            Err(tidemark_qcow2::Error::Corrupt { .. }) => None,
+            Err(error) => return Err(error),
+        },
+        // QEMU clears the autoclear bit for a moment whenever it opens an image for writing.
+        Health::Missing if entry.health.is_usable() => update.load_stale(&entry.name)?,
+        _ => None,
+    };
+    if bits.is_none() && before != Health::Inconsistent {
         entry.health = before;
         return Ok(Outcome::Lost);
     }
-    let bits = match update.load_unproven(&entry.name) {
-        Ok(bits) => Some(bits),
-        Err(tidemark_qcow2::Error::Corrupt { .. }) => None,
-        Err(error) => return Err(error),
-    };
     let proved = bits.filter(
         |bits| matches!(&entry.proof, Proof::Frozen(proof) if proof::frozen(bits) == *proof),
     );
@@ -211,7 +217,9 @@ fn mend(
         None => {
             entry.health = Health::Lost;
             entry.proof = Proof::None;
-            update.remove(&entry.name)?;
+            if before == Health::Inconsistent {
+                update.remove(&entry.name)?;
+            }
             Ok(Outcome::Lost)
         }
     }

@@ -4,7 +4,8 @@ use tidemark_bitmap::{Granularity, Shape};
 
 use crate::convert::{index, to_u32, to_u64, to_usize};
 use crate::error::{Damage, Error, Mistake, Result};
-use crate::format::bitmap::{self, DirectoryEntry, TableEntry};
+use crate::format::bitmap::{self, BitmapsExtension, DirectoryEntry, TableEntry};
+use crate::format::extension;
 use crate::geometry::Geometry;
 use crate::image::file::ImageFile;
 use crate::image::first_cluster::FirstCluster;
@@ -47,23 +48,7 @@ impl Directory {
         let Some(extension) = first.content().bitmaps else {
             return Ok(Self::new(Vec::new(), None));
         };
-        let geometry = first.header().geometry;
-        let end = extension
-            .directory_offset
-            .0
-            .saturating_add(extension.directory_bytes);
-        if end > file.len()? {
-            let structure = "bitmap directory";
-            return Err(file.damage(Damage::Truncated { structure }));
-        }
-        let mut bytes = vec![0; to_usize(extension.directory_bytes)];
-        file.read(
-            &mut bytes,
-            extension.directory_offset,
-            "read bitmap directory",
-        )?;
-        let entries = bitmap::decode_directory(&bytes, extension.count, &geometry)
-            .map_err(|damage| file.damage(damage))?;
+        let entries = read_entries(file, &first.header().geometry, &extension)?;
         Ok(Self::new(
             entries,
             Some((extension.directory_offset, extension.directory_bytes)),
@@ -120,6 +105,47 @@ impl Directory {
             )
         });
         self.place.into_iter().chain(tables).collect()
+    }
+}
+
+fn read_entries(
+    file: &ImageFile,
+    geometry: &Geometry,
+    extension: &BitmapsExtension,
+) -> Result<Vec<DirectoryEntry>> {
+    let start = extension.directory_offset;
+    if start.0.saturating_add(extension.directory_bytes) > file.len()? {
+        let structure = "bitmap directory";
+        return Err(file.damage(Damage::Truncated { structure }));
+    }
+    let mut bytes = vec![0; to_usize(extension.directory_bytes)];
+    file.read(&mut bytes, start, "read bitmap directory")?;
+    bitmap::decode_directory(&bytes, extension.count, geometry)
+        .map_err(|damage| file.damage(damage))
+}
+
+/// What a stale extension names: some writer cleared the bitmaps' autoclear bit, for good or in the
+/// middle of opening the image. Its clusters may be somebody else's by now, so that only a proof of
+/// the bits makes anything of it. None where there is no such extension or it is not whole.
+///
+/// # Errors
+/// I/O.
+pub(crate) fn read_stale(file: &ImageFile, first: &FirstCluster) -> Result<Vec<DirectoryEntry>> {
+    let geometry = first.header().geometry;
+    let mut found = first
+        .others()
+        .iter()
+        .filter(|entry| entry.kind == extension::BITMAPS);
+    // Two of them contradict each other.
+    let (Some(entry), None) = (found.next(), found.next()) else {
+        return Ok(Vec::new());
+    };
+    let Ok(extension) = BitmapsExtension::decode(&entry.data, entry.data_offset, &geometry) else {
+        return Ok(Vec::new());
+    };
+    match read_entries(file, &geometry, &extension) {
+        Err(Error::Corrupt { .. }) => Ok(Vec::new()),
+        answer => answer,
     }
 }
 

@@ -3,12 +3,13 @@
 use tidemark_bitmap::{Bitmap, Granularity};
 
 use super::{Slot, Update};
-use crate::bitmaps::directory::shape;
+use crate::bitmaps::directory::{read_stale, shape};
 use crate::bitmaps::{BitmapInfo, load};
 use crate::convert::{to_u32, to_u64};
 use crate::error::{Error, Feature, Mistake, Result};
 use crate::format::bitmap::DirectoryEntry;
 use crate::format::limits;
+use crate::image::lock;
 use crate::units::HostOffset;
 
 impl Update<'_> {
@@ -44,6 +45,30 @@ impl Update<'_> {
         match &slot.content {
             Some(bitmap) => Ok(bitmap.clone()),
             None => load::load(self.image, &slot.entry),
+        }
+    }
+
+    /// The bits of a bitmap whose directory is stale, for whoever can prove that they are right: a
+    /// writer that was killed while it opened the image leaves it without the autoclear bit. Its
+    /// clusters may be somebody else's by now; they are read, and never taken over. `None` when
+    /// nothing of that name can be read.
+    ///
+    /// # Errors
+    /// I/O.
+    pub fn load_stale(&self, name: &str) -> Result<Option<Bitmap>> {
+        let image = self.image;
+        if image.geometry.version == 2 {
+            return Ok(None);
+        }
+        let entries = read_stale(&image.file, &lock(&image.first))?;
+        let mut named = entries.iter().filter(|entry| entry.name == name.as_bytes());
+        let (Some(entry), None) = (named.next(), named.next()) else {
+            return Ok(None);
+        };
+        match load::load(image, entry) {
+            Ok(bitmap) => Ok(Some(bitmap)),
+            Err(Error::Corrupt { .. } | Error::Invalid { .. }) => Ok(None),
+            Err(error) => Err(error),
         }
     }
 
