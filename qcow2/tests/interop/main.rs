@@ -9,6 +9,7 @@ mod bits;
 mod crashes;
 mod data;
 mod foreign;
+mod foreign_programs;
 mod in_use;
 mod locks;
 mod losses;
