@@ -125,10 +125,10 @@ impl Allocator {
         self.fixed.extend(first..first + clusters);
     }
 
-    /// Ends the protection of metadata that is about to be freed.
+    /// Ends the protection of metadata that is about to be freed; the header's never ends.
     pub(crate) fn release(&mut self, run: HostRun) {
         let first = self.geometry.host_cluster(run.start).0;
-        for cluster in first..first + run.clusters {
+        for cluster in first.max(1)..first + run.clusters {
             self.fixed.remove(&cluster);
         }
     }

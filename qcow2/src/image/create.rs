@@ -180,7 +180,7 @@ impl Plan {
     fn new(options: &CreateOptions, geometry: Geometry) -> std::result::Result<Self, Mistake> {
         let size = options.size.next_multiple_of(512);
         let l1_entries = geometry.l1_entries_for(size);
-        let l1_clusters = geometry.clusters_for(l1_entries * 8).max(1);
+        let l1_clusters = geometry.clusters_for(l1_entries * 8);
         // Enough blocks to count the header, the table, the blocks and L1.
         let (mut blocks, mut table_clusters) = (1, 1);
         let clusters = loop {
@@ -200,7 +200,10 @@ impl Plan {
             disk_bytes: size,
             encryption: 0,
             l1_entries: to_u32(l1_entries),
-            l1_offset: HostOffset((1 + table_clusters + blocks) * cluster),
+            l1_offset: match l1_clusters {
+                0 => HostOffset::ZERO,
+                _ => HostOffset((1 + table_clusters + blocks) * cluster),
+            },
             refcount_table_offset: HostOffset(cluster),
             refcount_table_clusters: to_u32(table_clusters),
             snapshot_count: 0,

@@ -37,6 +37,8 @@ pub use pack::{Packed, Packer};
 pub use resize::Shrink;
 pub use update::Update;
 
+pub(crate) use self::next_mapping::{ADD, DROP, NextMapping};
+
 use self::backing::Layer;
 use self::data_file::GuestData;
 use self::expand::ExpandedClusters;

@@ -6,8 +6,7 @@
 //! - What the disk loses is freed after the commit, never before.
 //! - The new size, the new L1 table and the bitmaps of that size become true together.
 
-use super::Image;
-use super::next_mapping::NextMapping;
+use super::{DROP, Image, NextMapping};
 use crate::cache::L2Table;
 use crate::convert::{to_u64, to_usize};
 use crate::error::{Feature, Mistake, Result};
@@ -162,7 +161,7 @@ struct Growth {
 
 impl Growth {
     fn plan(&self, next: &mut NextMapping<'_>) -> Result<()> {
-        let geometry = next.image.geometry();
+        let geometry = next.image().geometry();
         next.lengthen_l1(geometry.l1_entries_for(self.size));
         let first = geometry.guest_cluster(self.old).0;
         let end = geometry.clusters_for(self.size);
@@ -170,7 +169,7 @@ impl Growth {
         for number in first / per_table..=(end - 1) / per_table {
             let base = number * per_table;
             let shows = base.max(first) << geometry.cluster_bits < self.shown;
-            if next.present_table(to_usize(number))?.is_none() && !shows {
+            if !next.has_table(to_usize(number))? && !shows {
                 continue;
             }
             let clusters = base.max(first)..(base + per_table).min(end);
@@ -192,7 +191,7 @@ impl Growth {
         raw: RawL2,
         cluster: GuestCluster,
     ) -> Result<RawL2> {
-        let image = next.image;
+        let image = next.image();
         let start = cluster.0 << image.geometry.cluster_bits;
         if start < self.old {
             return self.tail(next, raw, cluster);
@@ -203,7 +202,7 @@ impl Growth {
             L2Entry::Unallocated => {}
             L2Entry::Zero { .. } => return Ok(raw),
             // Left behind the end by somebody: not content of this disk.
-            entry => next.drop_entry(entry),
+            entry => next.count_entry(entry, DROP)?,
         }
         if !shows {
             return Ok(RawL2::default());
@@ -212,16 +211,14 @@ impl Growth {
             return Ok(RawL2::zero(&image.geometry));
         }
         let zeros = vec![0; image.geometry.cluster_len()];
-        let run = next.take(1)?;
-        image
-            .guest_file()?
-            .write(&zeros, run.start, "write zeros")?;
-        Ok(RawL2::normal(run.start, &image.geometry))
+        let host = next.take_data()?;
+        image.guest_file()?.write(&zeros, host, "write zeros")?;
+        Ok(RawL2::normal(host, &image.geometry))
     }
 
     /// The entry of the cluster that the old end cuts: what stands behind the end becomes zero.
     fn tail(&self, next: &mut NextMapping<'_>, raw: RawL2, cluster: GuestCluster) -> Result<RawL2> {
-        let image = next.image;
+        let image = next.image();
         let start = cluster.0 << image.geometry.cluster_bits;
         let mut whole = vec![0; image.geometry.cluster_len()];
         image.read_group(&mut whole, start)?;
@@ -243,31 +240,28 @@ impl Growth {
                 .write(behind, at, "write zeros behind the end")?;
             return Ok(raw);
         }
-        next.drop_entry(image.decode(raw, cluster)?);
-        let run = next.take(1)?;
-        image.guest_file()?.write(&whole, run.start, "write data")?;
-        Ok(RawL2::normal(run.start, &image.geometry))
+        next.count_entry(image.decode(raw, cluster)?, DROP)?;
+        let host = next.take_data()?;
+        image.guest_file()?.write(&whole, host, "write data")?;
+        Ok(RawL2::normal(host, &image.geometry))
     }
 }
 
 fn plan_shrink(next: &mut NextMapping<'_>, size: u64) -> Result<()> {
-    let image = next.image;
+    let image = next.image();
     let geometry = image.geometry();
     let end = geometry.clusters_for(size);
     let per_table = geometry.l2_entries();
     let (boundary, kept) = (to_usize(end / per_table), to_usize(end % per_table));
-    for number in boundary..next.l1_entries() {
-        if number > boundary || kept == 0 {
-            next.cut_table(number)?;
-            continue;
-        }
-        if next.present_table(number)?.is_none() {
-            continue;
-        }
-        next.edit(number, |next, entries| {
+    let first_cut = boundary + usize::from(kept > 0);
+    for number in first_cut..next.l1().len() {
+        next.cut_table(number)?;
+    }
+    if kept > 0 && next.has_table(boundary)? {
+        next.edit(boundary, |next, entries| {
             for (raw, slot) in entries.iter_mut().zip(0..).skip(kept) {
-                let cluster = GuestCluster(to_u64(number) * per_table + slot);
-                next.drop_entry(image.decode(*raw, cluster)?);
+                let cluster = GuestCluster(to_u64(boundary) * per_table + slot);
+                next.count_entry(image.decode(*raw, cluster)?, DROP)?;
                 *raw = RawL2::default();
             }
             Ok(())

@@ -4,10 +4,9 @@
 //! commit, wherever the mapping of the present and of the snapshot differ: no other byte can have
 //! changed, so that incremental backups stay right.
 
-use super::change::{ADD, Change, DROP};
-use super::{SnapshotInfo, disk_bytes, position};
+use super::{SnapshotInfo, disk_bytes, position, read_l1, table};
 use crate::error::{Mistake, Result};
-use crate::image::{Image, Update};
+use crate::image::{ADD, DROP, Image, NextMapping, Update};
 
 impl Image {
     /// Makes the disk what it was in a snapshot, chosen by identifier or else by name: content,
@@ -19,33 +18,27 @@ impl Image {
     /// I/O.
     pub fn apply_snapshot(&self, selector: &str) -> Result<SnapshotInfo> {
         self.check_writable()?;
-        self.change_snapshots(|update, change| {
-            let number = position(self.file(), &change.entries, selector)?;
-            apply(self, update, change, number)
-        })
+        self.remap(|update, next| apply(update, next, selector))
     }
 }
 
 fn apply(
-    image: &Image,
     update: &mut Update<'_>,
-    change: &mut Change<'_>,
-    number: usize,
+    next: &mut NextMapping<'_>,
+    selector: &str,
 ) -> Result<SnapshotInfo> {
-    let snapshot = change.entries[number].snapshot.clone();
-    let size = disk_bytes(image.file(), change.header(), &snapshot)?;
-    let mut l1 = change.read_l1(&snapshot)?;
+    let image = next.image();
+    let entries = table::present(next)?;
+    let snapshot = &entries[position(image.file(), &entries, selector)?].snapshot;
+    let size = disk_bytes(image.file(), next.header(), snapshot)?;
+    let l1 = read_l1(image.file(), &next.header().geometry, snapshot)?;
     mark(image, update, size, &l1)?;
-    change.count_below(&image.l1_words(), DROP)?;
-    change.count_below(&l1, ADD)?;
-    let renewed = change.tables_to_renew(&l1)?;
-    change.drop_tables(&l1, &renewed, 1)?;
-    change.renew_tables(&mut l1, &renewed, 1)?;
-    change.flag_l1(&mut l1)?;
-    change.set_active(update, l1)?;
+    next.count_below(next.l1(), DROP)?;
+    next.count_below(&l1, ADD)?;
+    next.set_l1(l1);
+    next.flag_tables(1)?;
     update.header_mut().disk_bytes = size;
-    update.commit_next_counts();
-    Ok(SnapshotInfo::new(&snapshot, image.size()))
+    Ok(SnapshotInfo::new(snapshot, image.size()))
 }
 
 /// Marks recording bitmaps where the mapping will differ from the present one.

@@ -3,12 +3,12 @@
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use super::SnapshotInfo;
-use super::change::{ADD, Change};
-use super::table::Entry;
+use super::table::{self, Entry};
 use crate::convert::{low_u32, to_u32, to_u64};
 use crate::error::{Feature, Mistake, Result};
 use crate::format::snapshot::{CREATED_EXTRA_BYTES, Snapshot};
-use crate::image::{Image, Update};
+use crate::image::{ADD, Image, NextMapping, Update};
+use crate::units::HostOffset;
 
 /// Bytes of a name that every version of QEMU shows whole.
 const MAX_NAME_BYTES: usize = 255;
@@ -25,11 +25,7 @@ impl Image {
     /// one reference more, or no room for the table, all of them before the first write; I/O.
     pub fn create_snapshot(&self, name: &str) -> Result<SnapshotInfo> {
         self.check_snapshots_possible(name)?;
-        self.change_snapshots(|update, change| {
-            let mut snapshot = new_snapshot(name, change);
-            snapshot.disk_bytes = Some(self.size());
-            take(self, update, change, snapshot)
-        })
+        self.remap(|update, next| take(update, next, name))
     }
 
     fn check_snapshots_possible(&self, name: &str) -> Result<()> {
@@ -55,22 +51,26 @@ impl Image {
     }
 }
 
-fn new_snapshot(name: &str, change: &Change<'_>) -> Snapshot {
+fn new_snapshot(name: &str, entries: &[Entry], image: &Image) -> Snapshot {
     let now = SystemTime::now()
         .duration_since(UNIX_EPOCH)
         .unwrap_or_default();
-    let known = change.entries.iter().map(|entry| &entry.snapshot.id);
-    let greatest = known.map(|id| number(id)).max().unwrap_or(0);
+    let known = entries.iter().map(|entry| number(&entry.snapshot.id));
     Snapshot {
-        l1_offset: change.header().l1_offset,
-        l1_entries: change.header().l1_entries,
-        id: greatest.saturating_add(1).to_string().into_bytes(),
+        l1_offset: HostOffset::ZERO,
+        l1_entries: 0,
+        id: known
+            .max()
+            .unwrap_or(0)
+            .saturating_add(1)
+            .to_string()
+            .into_bytes(),
         name: name.as_bytes().to_vec(),
         seconds: low_u32(now.as_secs()),
         nanoseconds: now.subsec_nanos(),
         vm_clock: 0,
         vm_state_bytes: 0,
-        disk_bytes: None,
+        disk_bytes: Some(image.size()),
         instruction_count: Some(0),
         extra_bytes: CREATED_EXTRA_BYTES,
     }
@@ -87,28 +87,20 @@ fn number(id: &[u8]) -> u64 {
         })
 }
 
-fn take(
-    image: &Image,
-    update: &mut Update<'_>,
-    change: &mut Change<'_>,
-    mut snapshot: Snapshot,
-) -> Result<SnapshotInfo> {
-    let mut entries = change.entries.clone();
-    entries.push(Entry::new(snapshot.clone()));
-    change.check_table(&entries)?;
-    let mut l1 = image.l1_words();
-    change.count_below(&l1, ADD)?;
-    let renewed = change.tables_to_renew(&l1)?;
-    // Both L1 tables will name the renewed ones.
-    change.drop_tables(&l1, &renewed, 2)?;
-    change.renew_tables(&mut l1, &renewed, 2)?;
-    change.flag_l1(&mut l1)?;
-    snapshot.l1_offset = change.write_l1(&l1)?;
-    snapshot.l1_entries = to_u32(to_u64(l1.len()));
-    change.set_active(update, l1)?;
-    entries.pop();
-    entries.push(Entry::new(snapshot.clone()));
-    change.set_table(update, &entries)?;
-    update.commit_next_counts();
+fn take(update: &mut Update<'_>, next: &mut NextMapping<'_>, name: &str) -> Result<SnapshotInfo> {
+    let image = next.image();
+    let present = table::present(next)?;
+    let mut snapshot = new_snapshot(name, &present, image);
+    let with = |snapshot: &Snapshot| {
+        let new = Entry::new(snapshot.clone());
+        present.iter().cloned().chain([new]).collect::<Vec<_>>()
+    };
+    table::check_limits(image.file(), &with(&snapshot))?;
+    next.count_below(next.l1(), ADD)?;
+    // Both L1 tables will name those that get a new place.
+    next.flag_tables(2)?;
+    snapshot.l1_offset = next.write_l1()?;
+    snapshot.l1_entries = to_u32(to_u64(next.l1().len()));
+    table::replace(update, next, &present, &with(&snapshot))?;
     Ok(SnapshotInfo::new(&snapshot, image.size()))
 }

@@ -1,10 +1,9 @@
 //! Deleting a snapshot: what only it refers to is free, and what the disk shares with no other
 //! snapshot is written in place again.
 
-use super::change::{Change, DROP};
-use super::{Selection, SnapshotInfo};
+use super::{Selection, SnapshotInfo, read_l1, table};
 use crate::error::Result;
-use crate::image::{Image, Update};
+use crate::image::{DROP, Image, NextMapping, Update};
 
 impl Image {
     /// Deletes a snapshot, chosen by identifier or else by name, and frees what only it refers to.
@@ -28,35 +27,24 @@ impl Image {
 
     fn delete(&self, selection: Selection<'_>) -> Result<SnapshotInfo> {
         self.check_writable()?;
-        self.change_snapshots(|update, change| {
-            let number = selection.position(self.file(), &change.entries)?;
-            remove(self, update, change, number)
-        })
+        self.remap(|update, next| remove(update, next, selection))
     }
 }
 
 fn remove(
-    image: &Image,
     update: &mut Update<'_>,
-    change: &mut Change<'_>,
-    number: usize,
+    next: &mut NextMapping<'_>,
+    selection: Selection<'_>,
 ) -> Result<SnapshotInfo> {
-    let snapshot = change.entries[number].snapshot.clone();
-    let old = change.read_l1(&snapshot)?;
-    change.count_below(&old, DROP)?;
-    change.drop_metadata(snapshot.l1_offset, snapshot.l1_bytes())?;
-    let before = image.l1_words();
-    let renewed = change.tables_to_renew(&before)?;
-    change.drop_tables(&before, &renewed, 1)?;
-    let mut l1 = before.clone();
-    change.renew_tables(&mut l1, &renewed, 1)?;
-    change.flag_l1(&mut l1)?;
-    if l1 != before {
-        change.set_active(update, l1)?;
-    }
-    let mut entries = change.entries.clone();
-    entries.remove(number);
-    change.set_table(update, &entries)?;
-    update.commit_next_counts();
+    let image = next.image();
+    let present = table::present(next)?;
+    let number = selection.position(image.file(), &present)?;
+    let mut entries = present.clone();
+    let snapshot = entries.remove(number).snapshot;
+    let old = read_l1(image.file(), &next.header().geometry, &snapshot)?;
+    next.count_below(&old, DROP)?;
+    next.drop_metadata(snapshot.l1_offset, snapshot.l1_bytes())?;
+    next.flag_tables(1)?;
+    table::replace(update, next, &present, &entries)?;
     Ok(SnapshotInfo::new(&snapshot, image.size()))
 }

@@ -1,12 +1,16 @@
-//! The snapshot table as a whole: read entry by entry, within the limits of the format.
+//! The snapshot table as a whole: read entry by entry, within the limits of the format, and
+//! replaced by another one in fresh clusters.
 
 use super::SnapshotInfo;
-use crate::convert::to_u64;
-use crate::error::{Damage, Error, Result};
+use crate::convert::{to_u32, to_u64};
+use crate::error::{Damage, Error, Feature, Result};
 use crate::format::header::Header;
 use crate::format::limits;
 use crate::format::snapshot::{HEAD_BYTES, Snapshot};
+use crate::image::file::ImageFile;
+use crate::image::{NextMapping, Update};
 use crate::storage::Storage;
+use crate::units::HostOffset;
 
 /// One entry and its bytes with their padding, as they are stored.
 #[derive(Clone, Debug)]
@@ -86,4 +90,53 @@ fn read_all(storage: &dyn Storage, name: &str, buffer: &mut [u8], at: u64) -> Re
     }
     buffer[count..].fill(0);
     Ok(())
+}
+
+/// The table as it is before a change of the mapping.
+pub(super) fn present(next: &NextMapping<'_>) -> Result<Vec<Entry>> {
+    let file = next.image().file();
+    read(file.storage(), file.name(), next.header())
+}
+
+/// Refuses a table that is larger than QEMU reads.
+pub(super) fn check_limits(file: &ImageFile, entries: &[Entry]) -> Result<()> {
+    let count = to_u64(entries.len());
+    for (what, value, limit) in [
+        ("internal snapshots", count, limits::MAX_SNAPSHOTS.into()),
+        (
+            "snapshot table bytes",
+            stored_bytes(entries),
+            limits::MAX_SNAPSHOT_TABLE_BYTES,
+        ),
+    ] {
+        if value > limit {
+            let feature = Feature::Limit { what, value, limit };
+            return Err(file.unsupported(feature));
+        }
+    }
+    Ok(())
+}
+
+/// Names a table of these entries in the header to come, and gives up the present one.
+pub(super) fn replace(
+    update: &mut Update<'_>,
+    next: &mut NextMapping<'_>,
+    present: &[Entry],
+    entries: &[Entry],
+) -> Result<()> {
+    next.drop_metadata(next.header().snapshots_offset, stored_bytes(present))?;
+    let place = if entries.is_empty() {
+        HostOffset::ZERO
+    } else {
+        let bytes = entries.iter().flat_map(|entry| entry.bytes.iter().copied());
+        next.write_new(bytes.collect(), "write snapshot table")?
+    };
+    let header = update.header_mut();
+    header.snapshots_offset = place;
+    header.snapshot_count = to_u32(to_u64(entries.len()));
+    Ok(())
+}
+
+fn stored_bytes(entries: &[Entry]) -> u64 {
+    entries.iter().map(|entry| to_u64(entry.bytes.len())).sum()
 }

@@ -6,9 +6,9 @@ use tidemark_fixtures::image_bits;
 use tidemark_fixtures::oracle::daemon::QemuStorageDaemon;
 use tidemark_fixtures::oracle::{qemu_img, qemu_io};
 use tidemark_fixtures::require_qemu;
-use tidemark_qcow2::Shrink;
+use tidemark_qcow2::{CreateOptions, Shrink};
 
-use crate::common::{add_bitmap, alone, open_file, read_all, reading, writing};
+use crate::common::{add_bitmap, alone, create_file, open_file, read_all, reading, writing};
 
 const SIZES: [u64; 6] = [512, 300_032, 1 << 20, 5 << 20, (5 << 20) + 512, 40 << 20];
 
@@ -117,4 +117,29 @@ fn recording_bitmaps_gain_the_grown_range_and_frozen_ones_do_not() {
     let extents = tidemark_fixtures::oracle::nbd::dirty_extents(&path, "frozen");
     assert_eq!(extents, [(0, 3 << 20, false)]);
     assert_bitmaps_agree(&path, &["recording", "frozen"]);
+}
+
+/// A disk of no bytes has no L1 table: its offset is zero, where the header lies.
+#[test]
+fn a_disk_of_no_bytes_grows_and_keeps_its_header() {
+    require_qemu!();
+    let _alone = alone();
+    for ours in [false, true] {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("disk");
+        if ours {
+            let image = create_file(&path, &CreateOptions::new(0));
+            image.close().unwrap();
+        } else {
+            qemu_img::create(&path, 0, &[]);
+        }
+        qemu_img::check(&path).assert_clean();
+        let image = open_file(&path, writing());
+        image.resize(300_032, Shrink::Refused).unwrap();
+        image.write(&[7; 70_000], 100_000).unwrap();
+        let content = read_all(&image);
+        image.close().unwrap();
+        qemu_img::check(&path).assert_clean();
+        assert!(qemu_img::convert_to_raw(&path) == content, "ours: {ours}");
+    }
 }
