@@ -10,7 +10,7 @@ help: ## Show this list
 demo: ## Tell the whole story on a real image
 	$(CARGO) run --release -- demo
 
-test: install-test-tools ## Install what the tests need (QEMU's tools) and run all tests
+test: install-test-tools ## Install what the tests need (QEMU's tools, NBD clients) and run all tests
 	$(CARGO) fetch --locked # the licences of packages for other systems are read too
 	$(CARGO) test --workspace --locked -- --show-output
 	$(MAKE) interleavings
@@ -24,11 +24,16 @@ test-full: install-test-tools ## The same with long property tests and sweeps (a
 	TIDEMARK_CASES=2000 PROPTEST_CASES=4000 $(CARGO) test --workspace --locked --release
 	TIDEMARK_CASES=100000 $(MAKE) interleavings
 
-# qemu-utils holds qemu-img, qemu-io, qemu-nbd and qemu-storage-daemon.
+# qemu-utils holds qemu-img, qemu-io, qemu-nbd and qemu-storage-daemon; libnbd-bin nbdinfo and
+# nbdcopy; python3-libnbd nbdsh.
+TEST_TOOLS = qemu-img qemu-io qemu-nbd qemu-storage-daemon nbdinfo nbdcopy nbdsh fio
+TEST_PACKAGES = qemu-utils libnbd-bin python3-libnbd fio
 install-test-tools:
-	@if [ -n "$$TIDEMARK_NO_QEMU" ] || command -v qemu-storage-daemon >/dev/null; then :; else \
+	@[ -n "$$TIDEMARK_NO_QEMU" ] || for tool in $(TEST_TOOLS); do \
+	  command -v $$tool >/dev/null && continue; \
 	  sudo=$$([ "$$(id -u)" = 0 ] || echo sudo); \
-	  $$sudo apt-get update && $$sudo apt-get install -y --no-install-recommends qemu-utils; fi
+	  $$sudo apt-get update && \
+	  $$sudo apt-get install -y --no-install-recommends $(TEST_PACKAGES); exit $$?; done
 
 check: ## Formatting, lints and documentation
 	$(CARGO) fmt --all --check
@@ -39,7 +44,7 @@ bench: ## Run the benchmarks
 	$(CARGO) bench -p tidemark-benches
 
 FUZZ_SECONDS ?= 60
-FUZZ_TARGETS = header directory table chain open operations damage repair
+FUZZ_TARGETS = header directory table chain open operations damage repair nbd
 fuzz: ## Run every fuzz target for FUZZ_SECONDS (nightly and cargo-fuzz)
 	for target in $(FUZZ_TARGETS); do \
 	  $(CARGO) +nightly fuzz run --features libfuzzer $$target -- \

@@ -5,6 +5,7 @@ use std::path::Path;
 use tidemark_bitmap::Granularity;
 use tidemark_fixtures::builder::{Bitmap, Chunk, ImageBuilder};
 use tidemark_fixtures::hostile::hostile_images;
+use tidemark_fixtures::hostile::nbd::{Stage, hostile_clients};
 use tidemark_fixtures::random::Random;
 use tidemark_qcow2::chain::ChainRecord;
 use tidemark_qcow2::chain::{
@@ -80,7 +81,24 @@ fn put_numbers(target: &str, count: u64, len: u64) {
     }
 }
 
+/// What hostile NBD clients say, each at its stage.
+fn put_clients() {
+    for (number, client) in hostile_clients().into_iter().enumerate() {
+        let stage = match client.stage {
+            Stage::Greeted => 0,
+            Stage::Options => 1,
+            Stage::Structured => 2,
+            Stage::Simple => 3,
+            Stage::Chunks => 4,
+            Stage::Extended => 5,
+        };
+        let bytes = [&[stage], &client.sends[..]].concat();
+        put("nbd", &format!("client_{number}"), &bytes);
+    }
+}
+
 fn main() {
+    put_clients();
     put_numbers("operations", 16, 160);
     put_numbers("damage", 48, 20);
     put_numbers("repair", 48, 20);

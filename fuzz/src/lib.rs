@@ -7,10 +7,12 @@
 mod bounded;
 mod damage;
 mod input;
+mod nbd;
 mod operations;
 mod repair;
 
 pub use damage::{damage_of, damaged, no_guest_data_on_metadata, with_guest_data_on_a_table};
+pub use nbd::nbd;
 pub use operations::{operations, operations_with};
 pub use repair::{repair, repair_image};
 use tidemark_qcow2::chain::{self, ChainRecord, Detail, Reading};

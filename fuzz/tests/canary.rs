@@ -90,6 +90,7 @@ fn random_inputs_pass() {
         }
         tidemark_fuzz::damaged(&input[..input.len().min(24)]);
         tidemark_fuzz::repair(&input[..input.len().min(24)]);
+        tidemark_fuzz::nbd(&input);
     }
     println!("{cases} lists of operations, {} damages", cases * 4);
 }

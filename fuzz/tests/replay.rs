@@ -6,7 +6,7 @@ use tidemark_qcow2::check::Repair;
 
 type Target = fn(&[u8]);
 
-const TARGETS: [(&str, Target); 8] = [
+const TARGETS: [(&str, Target); 9] = [
     ("header", tidemark_fuzz::header),
     ("directory", tidemark_fuzz::directory),
     ("table", tidemark_fuzz::table),
@@ -15,6 +15,7 @@ const TARGETS: [(&str, Target); 8] = [
     ("operations", tidemark_fuzz::operations),
     ("damage", tidemark_fuzz::damaged),
     ("repair", tidemark_fuzz::repair),
+    ("nbd", tidemark_fuzz::nbd),
 ];
 
 fn inputs(folder: &str, target: &str) -> Vec<Vec<u8>> {
