@@ -4,7 +4,7 @@ use clap::{Args, Parser, Subcommand};
 
 use crate::cmd::{
     backup, bitmap, check, checkpoint, compare, completions, convert, create, demo, info, map,
-    measure, resize, restore, snapshot,
+    measure, resize, restore, serve, snapshot,
 };
 use crate::exit::{Exit, Outcome};
 use crate::out::{self, Form, Out};
@@ -61,6 +61,7 @@ enum Command {
     Restore(restore::Restore),
     Verify(restore::Verify),
     Catalogue(restore::Catalogue),
+    Serve(serve::Serve),
     Demo(demo::Demo),
     Completions(completions::Completions),
 }
@@ -98,6 +99,7 @@ fn run() -> Outcome {
         Command::Restore(command) => command.run(&mut out),
         Command::Verify(command) => command.run(&mut out),
         Command::Catalogue(command) => command.run(&mut out),
+        Command::Serve(command) => command.run(&mut out),
         Command::Demo(command) => command.run(&mut out),
         Command::Completions(command) => command.run(&mut out),
     };

@@ -19,6 +19,7 @@ mod luks;
 mod open;
 mod out;
 mod progress;
+mod serve;
 mod size;
 mod snapshots;
 mod usage;

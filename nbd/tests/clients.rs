@@ -274,6 +274,7 @@ fn fio_verifies_what_it_wrote_in_disorder() {
             "--iodepth=32",
             "--size=8M",
             "--verify=crc32c",
+            "--verify_state_save=0",
             "--randseed=5",
             "--output-format=json",
         ],

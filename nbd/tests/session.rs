@@ -16,8 +16,8 @@ use std::time::Duration;
 use common::{Serving, pattern, text};
 use tidemark_nbd::protocol::numbers::{command, flag, transmission};
 use tidemark_nbd::{
-    BlockSizes, BlockStatus, ErrorCode, Event, Export, Fault, Limits, MemoryExport, Offers, Server,
-    StatusRuns, Zeroing,
+    BlockSizes, BlockStatus, Direction, Ending, ErrorCode, Event, Export, Fault, Limits,
+    MemoryExport, Offers, Server, StatusRuns, Transport, Zeroing,
 };
 
 const SIZE: u64 = 1 << 20;
@@ -614,4 +614,69 @@ fn names_are_taken_once_and_events_tell_what_happens() {
         fault: &fault,
     };
     assert_eq!(event.to_string(), "client 7: read: the disk failed");
+}
+
+/// A connection that is no socket: what a client says, and what it hears.
+#[derive(Default)]
+struct Script {
+    says: Mutex<Vec<u8>>,
+    hears: Mutex<Vec<u8>>,
+    hung_up: AtomicUsize,
+}
+
+impl Transport for Script {
+    fn receive(&self, buffer: &mut [u8]) -> std::io::Result<usize> {
+        // In pieces of seven bytes, as a bad network would.
+        let mut says = self.says.lock().unwrap();
+        let count = says.len().min(buffer.len()).min(7);
+        let rest = says.split_off(count);
+        buffer[..count].copy_from_slice(&says);
+        *says = rest;
+        Ok(count)
+    }
+
+    fn send(&self, parts: &[std::io::IoSlice<'_>]) -> std::io::Result<usize> {
+        let first = parts.iter().find(|part| !part.is_empty()).unwrap();
+        let count = first.len().min(5);
+        self.hears.lock().unwrap().extend(&first[..count]);
+        Ok(count)
+    }
+
+    fn set_timeouts(&self, _: Duration, _: Duration) -> std::io::Result<()> {
+        Ok(())
+    }
+
+    fn hang_up(&self, direction: Direction) {
+        assert_eq!(direction, Direction::Both);
+        self.hung_up.fetch_add(1, Ordering::SeqCst);
+    }
+}
+
+#[test]
+fn any_kind_of_connection_is_served_piece_by_piece() {
+    let script = Arc::new(Script::default());
+    let mut says = b"\0\0\0\x03IHAVEOPT\0\0\0\x01\0\0\0\x04disk".to_vec();
+    says.extend(b"\x25\x60\x95\x13\0\0\0\0<cookie>\0\0\0\0\0\0\x10\0\0\0\0\x40");
+    says.extend(b"bad magic of a request, 28 bytes and more");
+    *script.says.lock().unwrap() = says;
+    let mut server = Server::new(Limits::default()).unwrap();
+    server.export("disk", disk()).unwrap();
+    let malformed = Arc::new(AtomicUsize::new(0));
+    let count = Arc::clone(&malformed);
+    server.observe(move |event| {
+        if let Event::Ended {
+            reason: Some(Ending::Malformed(_)),
+            ..
+        } = event
+        {
+            count.fetch_add(1, Ordering::SeqCst);
+        }
+    });
+    server.serve_one(script.clone());
+    let hears = script.hears.lock().unwrap();
+    let reply = 18 + 10;
+    assert_eq!(&hears[reply..reply + 8], b"\x67\x44\x66\x98\0\0\0\0");
+    assert_eq!(hears[reply + 16..], pattern(1 << 20, 3)[4096..4160]);
+    assert_eq!(malformed.load(Ordering::SeqCst), 1);
+    assert!(script.hung_up.load(Ordering::SeqCst) > 0);
 }

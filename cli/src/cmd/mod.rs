@@ -15,4 +15,5 @@ pub(crate) mod map;
 pub(crate) mod measure;
 pub(crate) mod resize;
 pub(crate) mod restore;
+pub(crate) mod serve;
 pub(crate) mod snapshot;

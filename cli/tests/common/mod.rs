@@ -6,6 +6,8 @@
     reason = "helpers of tests fail by panicking, as tests do"
 )]
 
+pub(crate) mod serving;
+
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 

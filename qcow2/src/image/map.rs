@@ -60,6 +60,16 @@ impl Image {
         Ok(extents)
     }
 
+    /// Files that the disk's bytes can come from: this image and what is open below it. The lowest
+    /// has depth `layers() - 1`.
+    pub fn layers(&self) -> u64 {
+        match &self.backing {
+            None => 1,
+            Some(Layer::Raw { .. }) => 2,
+            Some(Layer::Image(image)) => 1 + image.layers(),
+        }
+    }
+
     /// Appends the runs of `start..end`, seen from `depth` layers above.
     fn map_into(&self, start: u64, end: u64, depth: u64, out: &mut Vec<Extent>) -> Result<()> {
         let mut at = start;
