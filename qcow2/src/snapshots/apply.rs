@@ -1,8 +1,8 @@
 //! Applying a snapshot: the disk becomes what it was, and the snapshot stays.
 //!
-//! QEMU refuses this while the image has bitmaps. Here recording bitmaps are marked, in the same
-//! commit, wherever the mapping of the present and of the snapshot differ: no other byte can have
-//! changed, so that incremental backups stay right.
+//! QEMU refuses this while the image has bitmaps. Here all bitmaps follow the disk's size, and
+//! recording ones are marked, in the same commit, wherever the mapping of the present and of the
+//! snapshot differ: no other byte can have changed, so that incremental backups stay right.
 
 use super::{SnapshotInfo, disk_bytes, position, read_l1, table};
 use crate::error::{Mistake, Result};
@@ -11,11 +11,11 @@ use crate::image::{ADD, DROP, Image, NextMapping, Update};
 impl Image {
     /// Makes the disk what it was in a snapshot, chosen by identifier or else by name: content,
     /// mapping and size, with what is stored behind the end. Recording bitmaps are marked where
-    /// something may differ; frozen ones stay as they are.
+    /// something may differ, and where the disk gets longer; frozen ones only follow the size.
     ///
     /// # Errors
-    /// [`Mistake::NoSuchSnapshot`]; damage, or a refcount that is full, before the first write;
-    /// I/O.
+    /// [`Mistake::NoSuchSnapshot`]; for a snapshot of another size a bitmap that is in use, or too
+    /// fine for that size; damage, or a refcount that is full, before the first write; I/O.
     pub fn apply_snapshot(&self, selector: &str) -> Result<SnapshotInfo> {
         self.check_writable()?;
         self.remap(|update, next| apply(update, next, selector))
@@ -37,21 +37,16 @@ fn apply(
     next.count_below(&l1, ADD)?;
     next.set_l1(l1);
     next.flag_tables(1)?;
-    update.header_mut().disk_bytes = size;
-    Ok(SnapshotInfo::new(snapshot, image.size()))
+    Ok(SnapshotInfo::new(snapshot, size))
 }
 
-/// Marks recording bitmaps where the mapping will differ from the present one.
+/// Gives the disk to come its size, and marks recording bitmaps where the mapping will differ from
+/// the present one.
 fn mark(image: &Image, update: &mut Update<'_>, size: u64, l1: &[u64]) -> Result<()> {
+    update.resize_bitmaps(size)?;
     let bitmaps = update.bitmaps();
     if bitmaps.is_empty() {
         return Ok(());
-    }
-    if size != image.size() {
-        return Err(image.file().invalid(Mistake::Option {
-            option: "snapshot",
-            problem: "its disk has another size, and the image has bitmaps",
-        }));
     }
     let changed = image.delta_to_l1(size, l1.to_vec())?.changed;
     for bitmap in bitmaps

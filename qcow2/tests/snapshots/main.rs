@@ -11,4 +11,5 @@ mod faults;
 mod life;
 mod lives;
 mod reading;
+mod sizes;
 mod turns;
