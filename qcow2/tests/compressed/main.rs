@@ -5,6 +5,7 @@
 mod common;
 
 mod crash;
+mod extended;
 mod faults;
 mod foreign;
 mod hostile;

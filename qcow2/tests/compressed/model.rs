@@ -94,10 +94,12 @@ fn run(options: &CreateOptions, list: &[Op]) -> u64 {
 }
 
 fn options() -> impl Strategy<Value = CreateOptions> {
-    (2u32..=3, 9u32..=19, 0u32..=6, any::<bool>()).prop_map(
-        |(version, cluster_bits, order, zstd)| CreateOptions {
+    let flags = (any::<bool>(), any::<bool>());
+    (2u32..=3, 9u32..=19, 0u32..=6, flags).prop_map(
+        |(version, cluster_bits, order, (zstd, extended))| CreateOptions {
             version,
             cluster_bits,
+            extended_l2: extended && version == 3 && cluster_bits >= 14,
             refcount_bits: if version == 2 { 16 } else { 1 << order },
             compression_type: if zstd && version == 3 {
                 CompressionType::Zstd

@@ -18,15 +18,15 @@ use crate::common::{
 const SIZE: u64 = 4 << 20;
 const SECRET: [&str; 2] = ["--object", "secret,id=s,data=password"];
 
-struct Desk {
+pub(crate) struct Desk {
     _folder: TempDir,
-    path: PathBuf,
-    method: u32,
+    pub(crate) path: PathBuf,
+    pub(crate) method: u32,
 }
 
 impl Desk {
     /// An encrypted image with data, zeros, and a bitmap that recorded them.
-    fn new(format: &str, cluster_size: &str) -> Self {
+    pub(crate) fn new(format: &str, cluster_size: &str) -> Self {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("secret.qcow2");
         let time = if format == "luks" {
@@ -62,13 +62,13 @@ impl Desk {
         )
     }
 
-    fn qemu_img(&self, command: &[&str], rest: &[&str]) -> String {
+    pub(crate) fn qemu_img(&self, command: &[&str], rest: &[&str]) -> String {
         let options = self.options();
         let image = ["--image-opts", options.as_str()];
         qemu_img::ok(&[command, &SECRET, &image, rest].concat())
     }
 
-    fn guest(&self, commands: &[&str]) {
+    pub(crate) fn guest(&self, commands: &[&str]) {
         let options = [&SECRET[..], &["--image-opts"]].concat();
         let output = qemu_io::run(&options, commands, &self.options());
         let said = format!("{}{}", output.text(), output.stderr);
@@ -81,7 +81,7 @@ impl Desk {
     }
 
     /// What a guest with the key sees.
-    fn content(&self) -> Vec<u8> {
+    pub(crate) fn content(&self) -> Vec<u8> {
         let raw = self.path.with_extension("raw");
         let raw_name = raw.display().to_string();
         self.qemu_img(&["convert", "-O", "raw"], &[&raw_name]);
@@ -89,7 +89,7 @@ impl Desk {
     }
 
     /// Our check counts what QEMU's counts, and both are clean.
-    fn assert_checks(&self) {
+    pub(crate) fn assert_checks(&self) {
         let theirs = self.json(&["check"]);
         let ours = open_file(&self.path, reading()).check().unwrap();
         let counted = |key: &str| theirs.get(key).and_then(Value::as_u64).unwrap_or(0);
@@ -117,7 +117,7 @@ impl Desk {
     }
 }
 
-fn is_refusal(error: &Error, method: u32) -> bool {
+pub(crate) fn is_refusal(error: &Error, method: u32) -> bool {
     matches!(error.feature(), Some(Feature::Encryption(found)) if *found == method)
 }
 
@@ -137,7 +137,7 @@ fn as_json(extent: &Extent) -> Value {
     entry
 }
 
-const KINDS: &[(&str, &str)] = &[
+pub(crate) const KINDS: &[(&str, &str)] = &[
     ("luks", "4k"),
     ("luks", "64k"),
     ("luks", "2M"),

@@ -6,3 +6,4 @@ mod common;
 
 mod corrupt;
 mod encrypted;
+mod snapshots;

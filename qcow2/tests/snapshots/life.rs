@@ -135,8 +135,8 @@ pub(crate) fn qemu_life(
     disk
 }
 
-/// The widths and cluster sizes that tests go through, as creation options of qemu-img.
-pub(crate) const SHAPES: [&[(&str, &str)]; 7] = [
+/// The widths, cluster sizes and kinds of L2 entries that tests go through, as creation options of qemu-img.
+pub(crate) const SHAPES: [&[(&str, &str)]; 9] = [
     &[],
     &[("cluster_size", "512")],
     &[("cluster_size", "4096"), ("refcount_bits", "2")],
@@ -144,6 +144,8 @@ pub(crate) const SHAPES: [&[(&str, &str)]; 7] = [
     &[("refcount_bits", "8")],
     &[("cluster_size", "2097152"), ("refcount_bits", "32")],
     &[("cluster_size", "1024"), ("refcount_bits", "64")],
+    &[("extended_l2", "on")],
+    &[("cluster_size", "16384"), ("extended_l2", "on")],
 ];
 
 /// Panics when a cluster-sized piece differs and the bits deny it.

@@ -25,12 +25,14 @@ fn compressed_clusters_are_shared_with_snapshots() {
     let _alone = alone();
     require_qemu!();
     let mut moments = 0;
-    for (seed, cluster_bits, refcount_bits) in [
-        (1, 9, 16),
-        (2, 12, 32),
-        (3, 16, 16),
-        (4, 12, 64),
-        (5, 16, 8),
+    for (seed, cluster_bits, refcount_bits, extended_l2) in [
+        (1, 9, 16, false),
+        (2, 12, 32, false),
+        (3, 16, 16, false),
+        (4, 12, 64, false),
+        (5, 16, 8, false),
+        (6, 14, 16, true),
+        (7, 16, 32, true),
     ] {
         let place = Place::new();
         let mut random = Random::new(seed);
@@ -38,6 +40,7 @@ fn compressed_clusters_are_shared_with_snapshots() {
         let options = CreateOptions {
             cluster_bits,
             refcount_bits,
+            extended_l2,
             ..CreateOptions::new(2 * MIB)
         };
         let image = common::create_file(&place.path, &options);
@@ -73,7 +76,7 @@ fn compressed_clusters_are_shared_with_snapshots() {
         }
     }
     println!("{moments} moments with compressed clusters");
-    assert!(moments >= 15, "{moments}");
+    assert!(moments >= 21, "{moments}");
 }
 
 #[test]

@@ -8,6 +8,7 @@ mod common;
 mod crashes;
 mod delta;
 mod faults;
+mod kinds;
 mod life;
 mod lives;
 mod reading;
