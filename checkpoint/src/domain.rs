@@ -116,11 +116,10 @@ impl Domain {
     /// Waits until nobody reads or changes the chain.
     ///
     /// # Errors
-    /// [`Error::DiskReadOnly`] on a read-only handle.
+    /// [`Error::ReadOnlyHandle`].
     pub(crate) fn changing(&self) -> Result<RwLockWriteGuard<'_, ()>> {
         if self.is_read_only() {
-            let name = self.disks().first().map(|disk| disk.name.clone());
-            return Err(Error::DiskReadOnly(name.unwrap_or_default()));
+            return Err(Error::ReadOnlyHandle);
         }
         Ok(self
             .inner

@@ -25,10 +25,27 @@ pub enum ErrorCode {
     OperationInvalid,
     /// Not on this handle.
     OperationDenied,
-    /// The description asks for disks that the domain does not have.
+    /// The description asks for disks that the domain does not have, or whose format cannot take
+    /// part.
     ConfigUnsupported,
     /// The description is not a checkpoint.
     XmlError,
+}
+
+impl ErrorCode {
+    /// libvirt's spelling, without its prefix `VIR_ERR_`.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::NoDomainCheckpoint => "NO_DOMAIN_CHECKPOINT",
+            Self::CheckpointInconsistent => "CHECKPOINT_INCONSISTENT",
+            Self::InvalidArg => "INVALID_ARG",
+            Self::OperationFailed => "OPERATION_FAILED",
+            Self::OperationInvalid => "OPERATION_INVALID",
+            Self::OperationDenied => "OPERATION_DENIED",
+            Self::ConfigUnsupported => "CONFIG_UNSUPPORTED",
+            Self::XmlError => "XML_ERROR",
+        }
+    }
 }
 
 /// Any failure of an operation on checkpoints.
@@ -164,6 +181,9 @@ pub enum Error {
     /// An operation on descriptors in a domain that keeps none.
     #[error("the domain keeps no descriptors: name a directory for them")]
     NoStore,
+    /// A change was asked of a read-only handle.
+    #[error("this handle is read-only: it changes nothing")]
+    ReadOnlyHandle,
     /// Security-sensitive text was asked of a read-only handle.
     #[error("security-sensitive text is not given to a read-only handle")]
     SecureDenied,
@@ -216,6 +236,10 @@ impl Error {
             | Self::FlagConflict { .. }
             | Self::SelfParent(_)
             | Self::Cycle { .. } => ErrorCode::InvalidArg,
+            // The format cannot hold a checkpoint, or not this one.
+            Self::Image { source, .. } if source.feature().is_some() => {
+                ErrorCode::ConfigUnsupported
+            }
             Self::NameTaken(_)
             | Self::BitmapExists { .. }
             | Self::Image { .. }
@@ -227,7 +251,7 @@ impl Error {
             | Self::PendingBackup { .. }
             | Self::NoStore
             | Self::Scheme { .. } => ErrorCode::OperationInvalid,
-            Self::SecureDenied => ErrorCode::OperationDenied,
+            Self::ReadOnlyHandle | Self::SecureDenied => ErrorCode::OperationDenied,
             Self::UnknownDisk(_) | Self::DoubledDisk(_) | Self::NoDisks => {
                 ErrorCode::ConfigUnsupported
             }

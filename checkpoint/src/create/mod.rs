@@ -79,14 +79,7 @@ impl Domain {
     /// [`Error::PendingBackup`]. Later, [`Error::Image`]: no disk has the checkpoint then, or all
     /// will have it when the next operation finishes it.
     pub fn create(&self, spec: &CreateSpec, flags: CreateFlags) -> Result<Checkpoint> {
-        flags.check()?;
-        if flags.contains(CreateFlags::REDEFINE) {
-            let problem = "needs a description";
-            return Err(Error::FlagConflict {
-                flag: "REDEFINE",
-                problem,
-            });
-        }
+        check_flags(flags)?;
         let turn = self.changing()?;
         let view = View::read(self)?;
         let draft = Draft::new(self, &view, spec)?;
@@ -122,7 +115,7 @@ impl Domain {
     /// # Errors
     /// As [`Self::create`].
     pub fn prepare(&self, spec: &CreateSpec, flags: CreateFlags) -> Result<Tentative> {
-        flags.check()?;
+        check_flags(flags)?;
         let _turn = self.changing()?;
         let view = View::read(self)?;
         let draft = Draft::new(self, &view, spec)?;
@@ -134,6 +127,19 @@ impl Domain {
         let prepared = draft.prepare(IntentKind::Backup)?;
         Ok(Tentative::new(self, &draft, prepared, descriptor))
     }
+}
+
+/// Refuses flags that have no meaning where a checkpoint is taken now.
+fn check_flags(flags: CreateFlags) -> Result<()> {
+    flags.check()?;
+    if flags.contains(CreateFlags::REDEFINE) {
+        let problem = "needs a description";
+        return Err(Error::FlagConflict {
+            flag: "REDEFINE",
+            problem,
+        });
+    }
+    Ok(())
 }
 
 impl Draft {
