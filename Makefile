@@ -25,9 +25,9 @@ test-full: install-test-tools ## The same with long property tests and sweeps (a
 	TIDEMARK_CASES=100000 $(MAKE) interleavings
 
 # qemu-utils holds qemu-img, qemu-io, qemu-nbd and qemu-storage-daemon; libnbd-bin nbdinfo and
-# nbdcopy; python3-libnbd nbdsh.
-TEST_TOOLS = qemu-img qemu-io qemu-nbd qemu-storage-daemon nbdinfo nbdcopy nbdsh fio
-TEST_PACKAGES = qemu-utils libnbd-bin python3-libnbd fio
+# nbdcopy; python3-libnbd nbdsh; libvirt-clients virsh, and with it the schemas.
+TEST_TOOLS = qemu-img qemu-io qemu-nbd qemu-storage-daemon nbdinfo nbdcopy nbdsh fio virsh xmllint
+TEST_PACKAGES = qemu-utils libnbd-bin python3-libnbd fio libvirt-clients libxml2-utils
 install-test-tools:
 	@[ -n "$$TIDEMARK_NO_QEMU" ] || for tool in $(TEST_TOOLS); do \
 	  command -v $$tool >/dev/null && continue; \

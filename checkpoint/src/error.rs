@@ -13,7 +13,7 @@ pub type Result<T> = std::result::Result<T, Error>;
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum ErrorCode {
-    /// No checkpoint of that name, or no parent, or no current one.
+    /// No checkpoint of that name.
     NoDomainCheckpoint,
     /// The checkpoint cannot serve: tools fall back to a full backup.
     CheckpointInconsistent,
@@ -225,7 +225,7 @@ impl Error {
     /// The failure's class.
     pub fn code(&self) -> ErrorCode {
         match self {
-            Self::NoSuchCheckpoint(_) | Self::UnknownParent { .. } => ErrorCode::NoDomainCheckpoint,
+            Self::NoSuchCheckpoint(_) => ErrorCode::NoDomainCheckpoint,
             Self::Ambiguous(_)
             | Self::RecordUnsound { .. }
             | Self::CurrentDisputed
@@ -235,6 +235,7 @@ impl Error {
             Self::UnknownFlags { .. }
             | Self::FlagConflict { .. }
             | Self::SelfParent(_)
+            | Self::UnknownParent { .. }
             | Self::Cycle { .. } => ErrorCode::InvalidArg,
             // The format cannot hold a checkpoint, or not this one.
             Self::Image { source, .. } if source.feature().is_some() => {

@@ -302,11 +302,9 @@ const REFUSALS: [(&str, ErrorCode, Call); 33] = [
     ("its own parent", ErrorCode::InvalidArg, |d| {
         redefined(d, "c", "c")
     }),
-    (
-        "a parent that is not there",
-        ErrorCode::NoDomainCheckpoint,
-        |d| redefined(d, "c", "x"),
-    ),
+    ("a parent that is not there", ErrorCode::InvalidArg, |d| {
+        redefined(d, "c", "x")
+    }),
     ("a cycle", ErrorCode::InvalidArg, |d| redefined(d, "a", "b")),
     (
         "a parent the images deny",

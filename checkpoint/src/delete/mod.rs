@@ -230,6 +230,17 @@ impl<'a> Changes<'a> {
         involved
     }
 
+    /// The nearest ancestor, from `id` up, that a link may name where only a description leads to
+    /// it: one that the disk has itself, or one that is in no image either. Any other would make
+    /// the disk a witness of a time that it may not have seen.
+    fn above_description(&self, record: &ChainRecord, id: NodeId) -> Option<Identity> {
+        let tree = &self.view.tree;
+        let mut above = tree.lineage(id).map(|id| tree.node(id));
+        above
+            .find(|node| !node.in_images || record.checkpoint(node.identity).is_some())
+            .map(|node| node.identity)
+    }
+
     /// The checkpoint itself, or the nearest ancestor that stays: by the disk's own links, where it
     /// has them, for they tell what it was at hand for.
     fn heir(&self, record: &ChainRecord, identity: Identity) -> Option<Identity> {
@@ -239,12 +250,7 @@ impl<'a> Changes<'a> {
             at = match (record.checkpoint(at), tree.find(at)) {
                 (Some(entry), _) => entry.parent?,
                 (None, Some(id)) if tree.node(id).in_images => tree.node(tree.parent(id)?).identity,
-                (None, Some(id)) => {
-                    let mut above = tree
-                        .lineage(tree.parent(id)?)
-                        .map(|id| tree.node(id).identity);
-                    above.find(|at| record.checkpoint(*at).is_some())?
-                }
+                (None, Some(id)) => self.above_description(record, tree.parent(id)?)?,
                 (None, None) => return None,
             };
         }

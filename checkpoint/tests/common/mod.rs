@@ -13,6 +13,12 @@ use tidemark_checkpoint::{
 };
 use tidemark_qcow2::{CreateOptions, Image, MemoryStorage, OpenOptions, Storage};
 
+/// How many random cases a test runs: `TIDEMARK_CASES`, or `usual`.
+pub(crate) fn cases(usual: u64) -> u64 {
+    let wanted = std::env::var("TIDEMARK_CASES").ok();
+    wanted.and_then(|cases| cases.parse().ok()).unwrap_or(usual)
+}
+
 pub(crate) const DISK_BYTES: u64 = 1 << 20;
 
 /// How many more writes a set of media will take before the power fails.
