@@ -6,6 +6,7 @@ use std::sync::{Arc, RwLock, RwLockReadGuard, RwLockWriteGuard};
 
 use tidemark_qcow2::Image;
 
+use crate::store::Held;
 use crate::{Error, Result, Store};
 
 /// One disk of a domain.
@@ -113,18 +114,30 @@ impl Domain {
             .unwrap_or_else(|poisoned| poisoned.into_inner())
     }
 
-    /// Waits until nobody reads or changes the chain.
+    /// Waits until nobody reads or changes the chain, here or, as far as descriptors go, in another
+    /// process.
     ///
     /// # Errors
-    /// [`Error::ReadOnlyHandle`].
-    pub(crate) fn changing(&self) -> Result<RwLockWriteGuard<'_, ()>> {
+    /// [`Error::ReadOnlyHandle`]; [`Error::Store`].
+    pub(crate) fn changing(&self) -> Result<Turn<'_>> {
         if self.is_read_only() {
             return Err(Error::ReadOnlyHandle);
         }
-        Ok(self
+        let guard = self
             .inner
             .turn
             .write()
-            .unwrap_or_else(|poisoned| poisoned.into_inner()))
+            .unwrap_or_else(|poisoned| poisoned.into_inner());
+        let store = self.store().map(Store::hold).transpose()?;
+        Ok(Turn {
+            _store: store,
+            _guard: guard,
+        })
     }
+}
+
+/// The right to change a domain's chain and descriptors.
+pub(crate) struct Turn<'a> {
+    _store: Option<Held>,
+    _guard: RwLockWriteGuard<'a, ()>,
 }

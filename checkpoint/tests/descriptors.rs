@@ -39,7 +39,7 @@ fn described((name, (bitmap, changed_bytes, image)): (String, DiskFields)) -> De
     DescribedDisk {
         name,
         bitmap,
-        changed_bytes,
+        changed_bytes: changed_bytes.filter(|_| bitmap),
         image: image.map(ImageUuid),
     }
 }
@@ -67,6 +67,7 @@ fn descriptors() -> impl Strategy<Value = Descriptor> {
                 parent,
                 disks: disks.map(|disks| disks.into_iter().map(described).collect()),
                 domain: None,
+                others: Vec::new(),
             },
         )
 }

@@ -126,6 +126,7 @@ impl Draft {
             parent: parent.map(|parent| view.tree.node(parent).name.clone()),
             disks: Some(view.disks.iter().map(disk).collect()),
             domain: domain.definition().map(ToOwned::to_owned),
+            others: Vec::new(),
         }
     }
 

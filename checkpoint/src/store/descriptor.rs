@@ -25,6 +25,9 @@ pub struct Descriptor {
     pub disks: Option<Vec<DescribedDisk>>,
     /// The domain's own definition at that moment, an XML element.
     pub domain: Option<String>,
+    /// Elements of others, each with the namespaces that it uses. They are stored again as they
+    /// were, and shown only where secrets are, for nobody here knows what is in them.
+    pub others: Vec<String>,
 }
 
 /// What a descriptor says of one disk.
@@ -34,7 +37,8 @@ pub struct DescribedDisk {
     pub name: String,
     /// Whether it takes part. Its bitmap then carries the checkpoint's name.
     pub bitmap: bool,
-    /// Bytes that changed since the checkpoint, an estimate; only on the way out.
+    /// Bytes that changed since the checkpoint, an estimate; only on the way out, and only of a disk
+    /// that takes part.
     pub changed_bytes: Option<u64>,
     /// Identity of the image at that moment: tells a disk of the same name in another domain.
     pub image: Option<ImageUuid>,

@@ -4,7 +4,11 @@
 //! 1. A file is published whole: written beside, synced, renamed, and the directory synced.
 //! 2. A descriptor that cannot be read is named and skipped; it hides no other.
 //! 3. A directory that does not exist is an empty store. Reading creates nothing.
+//! 4. Whoever changes descriptors holds the directory's lock, from the look at what is there to the
+//!    last change; readers need none, for what they find is whole.
+//! 5. Elements of others are kept.
 
+mod depth;
 mod descriptor;
 mod read;
 mod redact;
@@ -13,7 +17,10 @@ mod write;
 use std::fs::{self, File};
 use std::io::{self, Read, Write};
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
+use nix::errno::Errno;
+use nix::fcntl::{Flock, FlockArg};
 use tempfile::NamedTempFile;
 
 pub use descriptor::{DescribedDisk, Descriptor, NAMESPACE};
@@ -21,13 +28,23 @@ pub use descriptor::{DescribedDisk, Descriptor, NAMESPACE};
 use crate::{Error, Problem, Result, name};
 
 /// Largest descriptor read: a domain's definition inside is a few hundred KiB at the most.
-const MAX_DESCRIPTOR_BYTES: u64 = 16 << 20;
+const MAX_DESCRIPTOR_BYTES: usize = 16 << 20;
 const SUFFIX: &str = ".xml";
+const STAGED: &str = ".staged-";
+/// No writer is that long between staging and publishing.
+const ABANDONED: Duration = Duration::from_secs(3600);
 
 /// A directory of descriptors.
 #[derive(Clone, Debug)]
 pub struct Store {
     directory: PathBuf,
+}
+
+/// The right to change a store; other processes wait for it.
+#[derive(Debug)]
+pub(crate) struct Held {
+    /// None where the directory does not exist yet.
+    _lock: Option<Flock<File>>,
 }
 
 /// A descriptor that is on the disk but not yet under its name.
@@ -48,6 +65,47 @@ impl Store {
     /// The directory.
     pub fn directory(&self) -> &Path {
         &self.directory
+    }
+
+    /// Waits until no other process changes descriptors, and keeps them out.
+    pub(crate) fn hold(&self) -> Result<Held> {
+        let failed = self.failed("lock", &self.directory);
+        let mut directory = match File::open(&self.directory) {
+            Ok(directory) => directory,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {
+                return Ok(Held { _lock: None });
+            }
+            Err(source) => return Err(failed(source)),
+        };
+        loop {
+            match Flock::lock(directory, FlockArg::LockExclusive) {
+                Ok(lock) => {
+                    self.sweep();
+                    return Ok(Held { _lock: Some(lock) });
+                }
+                Err((back, Errno::EINTR)) => directory = back,
+                Err((_, error)) => return Err(failed(error.into())),
+            }
+        }
+    }
+
+    /// Removes what a writer that died left unpublished. What cannot be removed does no harm.
+    fn sweep(&self) {
+        let entries = fs::read_dir(&self.directory)
+            .into_iter()
+            .flatten()
+            .flatten();
+        for entry in entries {
+            let is_staged = entry
+                .file_name()
+                .to_str()
+                .is_some_and(|n| n.starts_with(STAGED));
+            let written = entry.metadata().and_then(|metadata| metadata.modified());
+            let age = written.ok().and_then(|written| written.elapsed().ok());
+            if is_staged && age.is_some_and(|age| age > ABANDONED) {
+                let _ = fs::remove_file(entry.path());
+            }
+        }
     }
 
     /// All descriptors by name, and those that cannot be read.
@@ -125,7 +183,7 @@ impl Store {
         let write = || -> io::Result<NamedTempFile> {
             fs::create_dir_all(&self.directory)?;
             let mut file = tempfile::Builder::new()
-                .prefix(".staged-")
+                .prefix(STAGED)
                 .tempfile_in(&self.directory)?;
             file.write_all(descriptor.to_xml().as_bytes())?;
             file.as_file().sync_all()?;
@@ -152,12 +210,10 @@ impl Store {
         }
         let mut text = String::new();
         let file = File::open(&path).map_err(|error| error.to_string())?;
-        file.take(MAX_DESCRIPTOR_BYTES + 1)
+        let bound = u64::try_from(MAX_DESCRIPTOR_BYTES).unwrap_or(u64::MAX);
+        file.take(bound.saturating_add(1))
             .read_to_string(&mut text)
             .map_err(|error| error.to_string())?;
-        if text.len() > usize::try_from(MAX_DESCRIPTOR_BYTES).unwrap_or(usize::MAX) {
-            return Err("larger than 16 MiB".to_owned());
-        }
         let descriptor = Descriptor::parse(&text).map_err(|error| error.to_string())?;
         if descriptor.name != name {
             return Err(format!("it describes '{}'", descriptor.name));

@@ -3,6 +3,8 @@
 use roxmltree::{Document, Node, ParsingOptions};
 use tidemark_qcow2::chain::{Identity, ImageUuid};
 
+use super::MAX_DESCRIPTOR_BYTES;
+use super::depth::depth;
 use super::descriptor::{DescribedDisk, Descriptor, NAMESPACE};
 use crate::{Error, Result, name};
 
@@ -10,14 +12,30 @@ use crate::{Error, Result, name};
 const MAX_NODES: u32 = 1 << 20;
 /// Nesting of elements; a parser that recurses must not meet more.
 const MAX_DEPTH: usize = 256;
+/// What libvirt's format has at the top.
+const THEIRS: [&str; 6] = [
+    "name",
+    "description",
+    "creationTime",
+    "parent",
+    "disks",
+    "domain",
+];
+/// What we have there.
+const OURS: [&str; 2] = ["identity", "image"];
 
 impl Descriptor {
-    /// Reads a `<domaincheckpoint>`, ours or libvirt's. Elements that are neither's are ignored.
+    /// Reads a `<domaincheckpoint>`, ours or libvirt's. Elements that are neither's are kept as
+    /// they are.
     ///
     /// # Errors
-    /// [`Error::Xml`] when it is not well-formed or a value is impossible; [`Error::BadName`].
+    /// [`Error::Xml`] when it is not well-formed, a value is impossible, it is larger than 16 MiB,
+    /// or its elements nest deeper than 256; [`Error::BadName`].
     pub fn parse(xml: &str) -> Result<Self> {
-        if depth_bound(xml) > MAX_DEPTH {
+        if xml.len() > MAX_DESCRIPTOR_BYTES {
+            return Err(Error::Xml("larger than 16 MiB".to_owned()));
+        }
+        if depth(xml) > MAX_DEPTH {
             return Err(Error::Xml(format!("elements nest deeper than {MAX_DEPTH}")));
         }
         let options = ParsingOptions {
@@ -49,27 +67,40 @@ impl Descriptor {
             created: number(text(root, "creationTime")?, "creationTime")?,
             parent,
             disks,
-            domain: child(root, "domain")?.map(|domain| xml[domain.range()].to_owned()),
+            domain: child(root, "domain")?.map(|domain| alone(xml, domain)),
+            others: root
+                .children()
+                .filter(|node| is_of_others(*node))
+                .map(|node| alone(xml, node))
+                .collect(),
             name,
         })
     }
 }
 
-/// An upper bound of the nesting, without building anything.
-fn depth_bound(xml: &str) -> usize {
-    let (mut depth, mut deepest) = (0_usize, 0_usize);
-    let bytes = xml.as_bytes();
-    for pair in bytes.windows(2) {
-        match pair {
-            b"</" | b"/>" => depth = depth.saturating_sub(1),
-            [b'<', next] if !b"!?".contains(next) => {
-                depth = depth.saturating_add(1);
-                deepest = deepest.max(depth);
-            }
-            _ => {}
-        }
+/// An element as a document of its own: with the namespaces that it used and did not declare.
+fn alone(xml: &str, node: Node<'_, '_>) -> String {
+    let text = &xml[node.range()];
+    if Document::parse(text).is_ok() {
+        return text.to_owned();
     }
-    deepest
+    let declared = node.namespaces().filter_map(|namespace| {
+        let prefix = namespace.name()?;
+        let uri = super::write::Escaped(namespace.uri());
+        let missing = prefix != "xml" && !text.contains(&format!("xmlns:{prefix}="));
+        missing.then(|| format!(" xmlns:{prefix}='{uri}'"))
+    });
+    let declared: String = declared.collect();
+    // Behind the tag's name, which ends at the first of these.
+    let name_end = text.find([' ', '\t', '\r', '\n', '/', '>']);
+    let (head, rest) = text.split_at(name_end.unwrap_or(text.len()));
+    format!("{head}{declared}{rest}")
+}
+
+fn is_of_others(node: Node<'_, '_>) -> bool {
+    let theirs = THEIRS.iter().any(|tag| is_plain(node, tag));
+    let ours = OURS.iter().any(|tag| is_ours(node, tag));
+    node.is_element() && !theirs && !ours
 }
 
 fn child<'a, 'i>(parent: Node<'a, 'i>, tag: &'static str) -> Result<Option<Node<'a, 'i>>> {

@@ -62,6 +62,10 @@ impl Descriptor {
         if ours {
             self.write_ours(out)?;
         }
+        let others = self.others.iter();
+        for other in others.filter(|_| ours && flags.contains(XmlFlags::SECURE)) {
+            writeln!(out, "  {other}")?;
+        }
         writeln!(out, "</domaincheckpoint>")
     }
 
@@ -76,7 +80,7 @@ impl Descriptor {
                 true => write!(out, " checkpoint='bitmap' bitmap='{}'", Escaped(&self.name))?,
                 false => write!(out, " checkpoint='no'")?,
             }
-            if let Some(size) = disk.changed_bytes.filter(|_| sizes) {
+            if let Some(size) = disk.changed_bytes.filter(|_| sizes && disk.bitmap) {
                 write!(out, " size='{size}'")?;
             }
             writeln!(out, "/>")?;
@@ -103,7 +107,7 @@ impl Descriptor {
 
 /// Text that is safe in an element and in a quoted attribute. What XML 1.0 cannot express at all
 /// (most control characters) becomes U+FFFD.
-struct Escaped<'a>(&'a str);
+pub(super) struct Escaped<'a>(pub(super) &'a str);
 
 impl Display for Escaped<'_> {
     fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
