@@ -236,6 +236,7 @@ impl Adoption<'_> {
             granularity: info.granularity,
             health: if serves { Health::Ok } else { Health::Inferred },
             proof,
+            anchor: None,
         }
     }
 }

@@ -5,7 +5,8 @@
 //! 2. The tree only decides whether the question may be asked: the checkpoint must be an ancestor
 //!    of the current one. The bits are the union of *all* intervals that recorded after it in time
 //!    on that disk, on the path to the current one or not.
-//! 3. One disk that cannot answer does not take the answer from the others.
+//! 3. Where a bitmap does not serve, an anchor that saw the beginning of its interval does.
+//! 4. One disk that cannot answer does not take the answer from the others.
 
 use std::collections::HashMap;
 use std::fmt;
@@ -15,7 +16,7 @@ use tidemark_qcow2::chain::{ChainRecord, CheckpointEntry, Health, Identity, Imag
 
 use crate::fold::{self, is_recording, refused, whole};
 use crate::view::{CurrentState, DiskView, View};
-use crate::{Domain, Error, NodeId, Result, infer};
+use crate::{Domain, Error, NodeId, Result, anchor, infer};
 
 /// How far the answer may go.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -236,23 +237,50 @@ fn since(
     trust_inferred: bool,
 ) -> fold::Result<DiskDelta> {
     let entries = entries_since(record, base);
-    let full = |reason| Ok(DiskDelta::Full { reason });
     let mut union: Option<Bitmap> = None;
-    for entry in entries {
+    for (number, entry) in entries.iter().enumerate() {
         let health = fold::judge(&disk.image, entry)?;
         let trusted = trust_inferred && health == Health::Inferred;
         if !health.is_usable() && !trusted {
-            return full(FullReason::BadBitmap {
+            let reason = FullReason::BadBitmap {
                 bitmap: entry.name.clone(),
                 health,
-            });
+            };
+            return by_anchor(disk, record, (base, number), union, reason);
         }
         let bits = load(disk, entry)?;
         union = Some(join(disk, union, bits)?);
     }
     match union {
         Some(bits) if entries.last().is_some_and(is_recording) => Ok(DiskDelta::Incremental(bits)),
-        _ => full(FullReason::NothingRecords),
+        union => {
+            let last = entries.len().saturating_sub(1);
+            by_anchor(
+                disk,
+                record,
+                (base, last),
+                union,
+                FullReason::NothingRecords,
+            )
+        }
+    }
+}
+
+/// The answer without the interval that is `number` places after `base`, and all after it: from an
+/// anchor that saw their beginning, if there is one. `union` has the intervals before.
+fn by_anchor(
+    disk: &DiskView,
+    record: &ChainRecord,
+    (base, number): (Identity, usize),
+    union: Option<Bitmap>,
+    reason: FullReason,
+) -> fold::Result<DiskDelta> {
+    let entries = &record.checkpoints;
+    let first = entries.iter().position(|entry| entry.identity == base);
+    let place = first.unwrap_or(0).saturating_add(number);
+    match anchor::before(&disk.image, entries, place)? {
+        Some((_, changed)) => Ok(DiskDelta::Incremental(join(disk, union, changed)?)),
+        None => Ok(DiskDelta::Full { reason }),
     }
 }
 
@@ -265,17 +293,23 @@ pub(crate) fn sizes(disk: &DiskView) -> fold::Result<HashMap<Identity, u64>> {
     };
     let mut union: Option<Bitmap> = None;
     let mut newest = true;
-    for entry in record.checkpoints.iter().rev() {
-        let cumulative = record.scheme == Scheme::Cumulative;
+    let cumulative = record.scheme == Scheme::Cumulative;
+    for (place, entry) in record.checkpoints.iter().enumerate().rev() {
         let usable = fold::judge(&disk.image, entry)?.is_usable();
         let records = is_recording(entry);
-        if !usable || ((newest || cumulative) && !records) {
-            if cumulative {
-                continue;
-            }
-            break;
-        }
+        let bad = !usable || ((newest || cumulative) && !records);
         newest = false;
+        if bad {
+            match anchor::before(&disk.image, &record.checkpoints, place)? {
+                Some((_, changed)) => {
+                    sizes.insert(entry.identity, changed.dirty_bytes());
+                    union = Some(changed);
+                    continue;
+                }
+                None if cumulative => continue,
+                None => break,
+            }
+        }
         let bits = load(disk, entry)?;
         let joined = join(disk, union.take().filter(|_| !cumulative), bits)?;
         sizes.insert(entry.identity, joined.dirty_bytes());

@@ -21,6 +21,26 @@ pub struct ListOptions {
     pub sizes: bool,
 }
 
+/// What remembers a checkpoint's moment.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Kind {
+    /// A dirty bitmap: a checkpoint of the chain.
+    #[default]
+    Bitmap,
+    /// An internal snapshot that somebody took: what changed since is told by the mapping tables.
+    Snapshot,
+}
+
+impl Kind {
+    /// The spelling used by the command line.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Bitmap => "bitmap",
+            Self::Snapshot => "snapshot",
+        }
+    }
+}
+
 /// What the state of a checkpoint on a disk rests on, strongest first.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Evidence {
@@ -30,6 +50,8 @@ pub enum Evidence {
     ChangedDirectory,
     /// An older chain record, for the newer is damaged.
     StaleRecord,
+    /// The mapping tables of the image.
+    Mapping,
     /// Nothing but a descriptor outside the image.
     Descriptor,
     /// No record; older recording bitmaps contain the newer ones.
@@ -47,6 +69,7 @@ impl Evidence {
             Self::Record => "record",
             Self::ChangedDirectory => "record, directory changed",
             Self::StaleRecord => "older record",
+            Self::Mapping => "mapping tables",
             Self::Descriptor => "descriptor",
             Self::Inclusion => "inclusion of contents",
             Self::NameOrder => "numbers in names",
@@ -83,6 +106,8 @@ pub struct DiskState {
 pub struct CheckpointInfo {
     /// Name.
     pub name: String,
+    /// What remembers its moment.
+    pub kind: Kind,
     /// Identity; `None` when it was inferred and has none yet.
     pub identity: Option<Identity>,
     /// Name of the parent; `None` for a root.
@@ -166,6 +191,7 @@ pub(crate) fn describe(
         let entry = view.disks.iter().find_map(|disk| disk.entry(node.identity));
         infos.push(CheckpointInfo {
             name: node.name.clone(),
+            kind: Kind::Bitmap,
             identity: Some(node.identity),
             parent: view
                 .tree

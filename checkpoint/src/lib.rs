@@ -49,6 +49,7 @@
 //! ```
 
 mod adopt;
+mod anchor;
 pub mod backup;
 mod checkpoint;
 pub mod create;
@@ -67,6 +68,7 @@ pub mod rebuild;
 pub mod recover;
 mod scheme;
 mod settle;
+mod snapshots;
 pub mod store;
 pub mod tree;
 mod verify;
@@ -76,7 +78,7 @@ pub use checkpoint::Checkpoint;
 pub use create::{CreateSpec, Tentative};
 pub use delete::{DeleteWarning, Deleted};
 pub use delta::{DiskChange, DiskDelta, FullReason, SinceOptions};
-pub use describe::{CheckpointInfo, DiskState, Evidence, ListOptions, Listing};
+pub use describe::{CheckpointInfo, DiskState, Evidence, Kind, ListOptions, Listing};
 pub use domain::{Disk, Domain, DomainOptions};
 pub use error::{Error, ErrorCode, Result};
 pub use flags::{CreateFlags, DeleteFlags, ListFlags, XmlFlags};

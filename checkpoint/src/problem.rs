@@ -71,6 +71,12 @@ pub enum Problem {
         /// The disk.
         disk: String,
     },
+    /// The table of snapshots is damaged.
+    #[error("disk '{disk}': the list of snapshots cannot be read; `check` tells more")]
+    SnapshotsUnreadable {
+        /// The disk.
+        disk: String,
+    },
     /// Somebody else changed the directory of bitmaps.
     #[error("disk '{disk}': another program changed the list of bitmaps")]
     DirectoryChanged {

@@ -12,7 +12,9 @@ use crate::delta::DiskDelta;
 use crate::describe::{Evidence, describe};
 use crate::infer::{self, Inferred};
 use crate::view::{DiskView, View};
-use crate::{CheckpointInfo, DiskState, Domain, Error, ListOptions, NodeId, Problem, Result};
+use crate::{
+    CheckpointInfo, DiskState, Domain, Error, Kind, ListOptions, NodeId, Problem, Result, snapshots,
+};
 
 /// What the images tell.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -62,6 +64,9 @@ pub(crate) fn rebuild(view: &View, trust_inferred: bool) -> Result<Rebuilt> {
     }
     infer_current(view, &mut checkpoints, !inferences.is_empty());
     problems.extend(findings(view, &checkpoints));
+    for disk in &view.disks {
+        snapshots::add(&mut checkpoints, &mut problems, disk)?;
+    }
     Ok(Rebuilt {
         checkpoints,
         problems,
@@ -200,6 +205,7 @@ fn add(
             Some(known) => known.disks.push(state),
             None => checkpoints.push(CheckpointInfo {
                 name: info.name.clone(),
+                kind: Kind::Bitmap,
                 identity: None,
                 parent: kinship.parent(&info.name).cloned(),
                 current: false,

@@ -22,6 +22,8 @@ pub enum Outcome {
     Intact,
     /// Its checksum proved the bits; they stand in fresh clusters.
     Rewritten,
+    /// It was lost; its anchor told what changed, and it records on.
+    Anchored,
     /// It is lost, and records again from now.
     Restarted,
     /// It is lost.
@@ -34,6 +36,7 @@ impl Outcome {
         match self {
             Self::Intact => "intact",
             Self::Rewritten => "rewritten",
+            Self::Anchored => "anchored",
             Self::Restarted => "restarted",
             Self::Lost => "lost",
         }
@@ -75,7 +78,13 @@ impl Domain {
         settle(&view)?;
         let mut recoveries = Vec::new();
         for disk in &view.disks {
-            let found = recover(&disk.image).map_err(Error::on(&disk.name))?;
+            let mut found = recover(&disk.image).map_err(Error::on(&disk.name))?;
+            let mended = mend_by_anchor(&disk.image).map_err(Error::on(&disk.name))?;
+            for (name, _, after, outcome) in &mut found {
+                if mended.as_ref() == Some(name) {
+                    (*after, *outcome) = (Health::Recovered, Outcome::Anchored);
+                }
+            }
             recoveries.extend(
                 found
                     .into_iter()
@@ -112,6 +121,31 @@ impl Domain {
             .clone();
         reinstate(&disk.image, &entry, changed).map_err(Error::on(&disk.name))
     }
+}
+
+/// Fills a newest bitmap that was lost from the anchor of its checkpoint; says whose.
+pub(crate) fn mend_by_anchor(image: &Image) -> fold::Result<Option<String>> {
+    let Some(record) = record_of(image) else {
+        return Ok(None);
+    };
+    let Some(newest) = record
+        .checkpoints
+        .last()
+        .filter(|entry| is_recording(entry))
+    else {
+        return Ok(None);
+    };
+    if newest.anchor.is_none() || fold::judge(image, newest)?.is_usable() {
+        return Ok(None);
+    }
+    if needs_restart(image, newest)? {
+        recover(image)?;
+    }
+    let Some(changed) = crate::anchor::changed_since(image, newest)? else {
+        return Ok(None);
+    };
+    reinstate(image, newest, &changed)?;
+    Ok(Some(newest.name.clone()))
 }
 
 type Found = (String, Health, Health, Outcome);

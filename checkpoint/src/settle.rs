@@ -5,6 +5,7 @@ use std::collections::HashSet;
 use tidemark_qcow2::Image;
 use tidemark_qcow2::chain::{ChainRecord, Identity, Intent, Reading};
 
+use crate::anchor;
 use crate::fold::{self, Findings, fold_out, freeze, is_recording};
 use crate::view::{Standing, View};
 use crate::{Error, Result};
@@ -54,6 +55,7 @@ pub(crate) fn follow(image: &Image, intent: &Intent, decision: Decision) -> fold
         };
         if record.checkpoint(intent.checkpoint).is_some() {
             freeze(update, &mut record, intent.checkpoint, &findings)?;
+            anchor::let_go_older(&mut record);
             record.current = Some(intent.checkpoint);
         }
         record.intent = None;

@@ -1,5 +1,6 @@
-//! Every set of images that a crash could leave during a creation, a deletion or a clean close on
-//! three disks: prefixes, subsets and torn writes. Afterwards QEMU may write first.
+//! Every set of images that a crash could leave during a creation, a deletion, a redefinition, an
+//! adoption, a conversion or a clean close on three disks: prefixes, subsets and torn writes.
+//! Afterwards QEMU may write first, to one, some or all of them.
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on fails")]
 
 mod common;
@@ -7,9 +8,10 @@ mod common;
 use std::sync::Arc;
 
 use common::{DISK_BYTES, content, create, since, spec, write};
-use tidemark_checkpoint::{CreateFlags, DeleteFlags, Disk, Domain, DomainOptions};
+use tidemark_checkpoint::{CreateFlags, CreateSpec, DeleteFlags, Disk, Domain, DomainOptions};
 use tidemark_fixtures::oracle::{self, qemu_img, qemu_io};
 use tidemark_fixtures::storage::{CrashOptions, CrashWorld, WorldImage};
+use tidemark_qcow2::chain::Scheme;
 use tidemark_qcow2::{CreateOptions, Image, MemoryStorage, OpenOptions, Storage};
 
 const NAMES: [&str; 3] = ["vda", "vdb", "vdc"];
@@ -38,6 +40,8 @@ struct Start {
     bytes: Vec<Vec<u8>>,
     /// Contents of each disk when `a` was taken.
     at_a: Vec<Vec<u8>>,
+    /// Whether the images know their chain from the beginning.
+    recorded: bool,
 }
 
 fn contents(domain: &Domain) -> Vec<Vec<u8>> {
@@ -78,6 +82,20 @@ fn start() -> Start {
     Start {
         bytes: (0..3).map(|disk| world.disk(disk).to_bytes()).collect(),
         at_a,
+        recorded: true,
+    }
+}
+
+/// The same world after a change that must not be cut.
+fn changed(start: Start, change: impl FnOnce(&Domain)) -> Start {
+    let world = CrashWorld::new(start.bytes.clone());
+    let boxed = |disk| -> Box<dyn Storage> { Box::new(world.disk(disk)) };
+    let domain = open((0..3).map(boxed).collect());
+    change(&domain);
+    common::close(domain);
+    Start {
+        bytes: (0..3).map(|disk| world.disk(disk).to_bytes()).collect(),
+        ..start
     }
 }
 
@@ -95,22 +113,26 @@ fn sweep(
     operation(&domain);
     after(domain);
     let log = world.log();
-    let mut images = 0;
+    let (mut images, mut visits) = (0, 0);
     for crash in log.images(CrashOptions {
         subsets_per_point: 1,
         ..CrashOptions::default()
     }) {
         let what = format!("{name}, set {images}: {}", crash.description);
         let domain = in_memory(&crash.disks);
-        covers(&domain, start, &what);
+        if start.recorded {
+            covers(&domain, start, &what);
+        }
         examine(&domain, &what);
-        if images % 29 == 0 && oracle::available() {
-            qemu_goes_first(&crash, start, &what);
+        if images % 23 == 0 && oracle::available() {
+            let disks = QEMU_FIRST[(images / 23) % QEMU_FIRST.len()];
+            qemu_goes_first(&crash, start, disks, &what);
+            visits += 1;
         }
         images += 1;
     }
     println!(
-        "{name}: {} crash points, {images} sets of images",
+        "{name}: {} crash points, {images} sets of images, QEMU first in {visits}",
         log.points()
     );
     (log.points(), images)
@@ -124,27 +146,30 @@ fn covers(domain: &Domain, start: &Start, what: &str) {
     }
 }
 
-/// QEMU writes to the first disk between the crash and our next open.
-fn qemu_goes_first(crash: &WorldImage, start: &Start, what: &str) {
+/// Disks that QEMU writes to between the crash and our next open, in turn.
+const QEMU_FIRST: [&[usize]; 4] = [&[0], &[0, 1, 2], &[1, 2], &[2]];
+
+/// QEMU writes to some disks between the crash and our next open.
+fn qemu_goes_first(crash: &WorldImage, start: &Start, disks: &[usize], what: &str) {
     let folder = tempfile::tempdir().unwrap();
     let mut left = crash.disks.clone();
     for (disk, bytes) in left.iter_mut().enumerate() {
         let path = folder.path().join(format!("{disk}.qcow2"));
         std::fs::write(&path, &*bytes).unwrap();
-        qemu_img::check(&path).assert_at_worst_leaks();
-        if disk == 0 {
+        if disks.contains(&disk) {
+            qemu_img::check(&path).assert_at_worst_leaks();
             qemu_io::commands(&path, &["write -P 0x77 700k 10k"]);
             *bytes = std::fs::read(&path).unwrap();
         }
     }
     let domain = in_memory(&left);
-    covers(&domain, start, &format!("{what}, then QEMU wrote"));
+    let what = format!("{what}, then QEMU wrote to {disks:?}");
+    if !start.recorded {
+        domain.adopt(false).unwrap();
+    }
+    covers(&domain, start, &what);
     create(&domain, "later");
-    covers(
-        &domain,
-        start,
-        &format!("{what}, then QEMU wrote, then a checkpoint"),
-    );
+    covers(&domain, start, &format!("{what}, then a checkpoint"));
 }
 
 #[test]
@@ -172,6 +197,36 @@ fn a_crash_anywhere_in_a_creation_leaves_it_on_all_disks_or_on_none() {
     );
     assert!(
         points >= 60 && images >= 150,
+        "the sweep shrank: {points} {images}"
+    );
+}
+
+#[test]
+fn a_crash_anywhere_in_an_anchored_creation_leaves_no_anchor_of_nobody() {
+    let start = start();
+    let (points, images) = sweep(
+        "create with anchors",
+        &start,
+        |domain| {
+            let anchored = CreateSpec {
+                anchor: true,
+                ..spec("d")
+            };
+            drop(domain.create(&anchored, CreateFlags::NONE).unwrap());
+        },
+        drop,
+        |domain, what| {
+            let shown = domain.lookup("d").is_ok();
+            create(domain, "e");
+            assert_eq!(domain.lookup("d").is_ok(), shown, "{what}");
+            for disk in domain.disks() {
+                assert_eq!(disk.image.snapshots().unwrap(), [], "{what}");
+            }
+            assert_eq!(domain.verify().unwrap(), [], "{what}");
+        },
+    );
+    assert!(
+        points >= 100 && images >= 250,
         "the sweep shrank: {points} {images}"
     );
 }
@@ -229,6 +284,102 @@ fn a_crash_anywhere_in_a_session_and_its_clean_close_keeps_the_chain() {
     );
     assert!(
         points >= 30 && images >= 70,
+        "the sweep shrank: {points} {images}"
+    );
+}
+
+#[test]
+fn a_crash_anywhere_in_a_redefinition_of_current_leaves_one_answer() {
+    let start = start();
+    let (points, images) = sweep(
+        "set current",
+        &start,
+        |domain| domain.set_current("b").unwrap(),
+        drop,
+        |domain, what| {
+            // Disks may name different ones for as long as it takes to repeat it.
+            domain.set_current("b").unwrap();
+            assert_eq!(domain.current().unwrap().unwrap().name(), "b", "{what}");
+            create(domain, "side");
+            let side = domain.lookup("side").unwrap();
+            assert_eq!(side.parent().unwrap().unwrap().name(), "b", "{what}");
+            covers(domain, &start, what);
+            assert_eq!(domain.verify().unwrap(), [], "{what}");
+        },
+    );
+    assert!(
+        points >= 12 && images >= 30,
+        "the sweep shrank: {points} {images}"
+    );
+}
+
+#[test]
+fn a_crash_anywhere_in_a_conversion_leaves_every_answer_right() {
+    let intervals = start();
+    let cumulative = changed(start(), |domain| {
+        domain.set_scheme(Scheme::Cumulative).unwrap()
+    });
+    for (start, scheme) in [
+        (&intervals, Scheme::Cumulative),
+        (&cumulative, Scheme::Intervals),
+    ] {
+        let (points, images) = sweep(
+            &format!("convert to {scheme:?}"),
+            start,
+            |domain| domain.set_scheme(scheme).unwrap(),
+            drop,
+            |domain, what| {
+                domain.set_scheme(scheme).unwrap();
+                covers(domain, start, what);
+                NAMES
+                    .iter()
+                    .for_each(|disk| write(domain, disk, 900_000, 500, 9));
+                create(domain, "later");
+                covers(domain, start, what);
+                assert_eq!(domain.verify().unwrap(), [], "{what}");
+            },
+        );
+        assert!(
+            points >= 20 && images >= 50,
+            "the sweep shrank: {points} {images}"
+        );
+    }
+}
+
+#[test]
+fn a_crash_anywhere_in_an_adoption_is_finished_by_repeating_it() {
+    let bare = changed(start(), |domain| {
+        domain.set_scheme(Scheme::Cumulative).unwrap();
+        for disk in domain.disks() {
+            let forget = |update: &mut tidemark_qcow2::Update<'_>| {
+                update.set_record(None);
+                Ok::<(), tidemark_qcow2::Error>(())
+            };
+            disk.image.update(forget).unwrap();
+        }
+    });
+    let bare = Start {
+        recorded: false,
+        ..bare
+    };
+    let (points, images) = sweep(
+        "adopt",
+        &bare,
+        |domain| drop(domain.adopt(false).unwrap()),
+        drop,
+        |domain, what| {
+            let rebuilt = domain.adopt(false).unwrap();
+            assert_eq!(rebuilt.checkpoints.len(), 3, "{what}");
+            covers(domain, &bare, what);
+            let c = domain.lookup("c").unwrap();
+            assert_eq!(c.parent().unwrap().unwrap().name(), "b", "{what}");
+            create(domain, "later");
+            covers(domain, &bare, what);
+            assert_eq!(domain.verify().unwrap(), [], "{what}");
+        },
+    );
+    assert!(
+        points >= 20 && images >= 50,
         "the sweep shrank: {points} {images}"
     );
 }

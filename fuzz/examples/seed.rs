@@ -35,6 +35,7 @@ fn record() -> ChainRecord {
         granularity: Granularity::from_bits(16).expect("64 KiB is a granularity"),
         health: Health::Ok,
         proof,
+        anchor: None,
     };
     record.checkpoints = vec![
         entry(

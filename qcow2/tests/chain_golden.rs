@@ -7,8 +7,8 @@ mod common;
 use proptest::prelude::*;
 use tidemark_qcow2::Granularity;
 use tidemark_qcow2::chain::{
-    ChainRecord, CheckpointEntry, Descent, Detail, FrozenProof, Head, Health, Identity, ImageUuid,
-    Intent, IntentKind, Proof, Reading, RecordingProof, Scheme, read,
+    AnchorProof, ChainRecord, CheckpointEntry, Descent, Detail, FrozenProof, Head, Health,
+    Identity, ImageUuid, Intent, IntentKind, Proof, Reading, RecordingProof, Scheme, read,
 };
 
 /// CRC-32 of IEEE 802.3, bit by bit.
@@ -45,6 +45,11 @@ fn record() -> ChainRecord {
                     checksum: 0xcafe_babe,
                     count: 5,
                 }),
+                anchor: Some(AnchorProof {
+                    seconds: 0x0102_0304,
+                    nanoseconds: 5,
+                    l1_checksum: 0xfeed_f00d,
+                }),
             },
             CheckpointEntry {
                 identity: Identity([0xbb; 16]),
@@ -60,6 +65,7 @@ fn record() -> ChainRecord {
                     planted: vec![65536],
                     witnesses: vec![0, 131_072],
                 }),
+                anchor: None,
             },
         ],
     }
@@ -81,9 +87,10 @@ fn golden_slot(generation: u32) -> Vec<u8> {
         vec![0, 2],     // two checkpoints
         vec![0xaa; 16],
         b"\x03mon".to_vec(),
-        vec![2 | 4 | 8, 0, 16], // time, size, frozen; ok; 64 KiB
+        vec![2 | 4 | 8 | 32, 0, 16], // time, size, frozen, anchored; ok; 64 KiB
         be64(1_700_000_000),
         be64(1 << 30),
+        vec![1, 2, 3, 4, 0, 0, 0, 5, 0xfe, 0xed, 0xf0, 0x0d],
         vec![0xca, 0xfe, 0xba, 0xbe],
         be64(5),
         vec![0xbb; 16],
@@ -227,10 +234,10 @@ fn entry() -> impl Strategy<Value = CheckpointEntry> {
         any::<Option<[u8; 16]>>(),
         any::<Option<u64>>(),
         any::<Option<u64>>(),
-        (9u8..=31, health, proof),
+        (9u8..=31, health, proof, any::<Option<[u32; 3]>>()),
     )
         .prop_map(
-            |(identity, name, parent, created, disk_bytes, (bits, health, proof))| {
+            |(identity, name, parent, created, disk_bytes, (bits, health, proof, anchor))| {
                 let parent = parent.map(Identity);
                 let granularity = Granularity::from_bits(bits).unwrap();
                 CheckpointEntry {
@@ -242,6 +249,11 @@ fn entry() -> impl Strategy<Value = CheckpointEntry> {
                     granularity,
                     health,
                     proof,
+                    anchor: anchor.map(|[seconds, nanoseconds, l1_checksum]| AnchorProof {
+                        seconds,
+                        nanoseconds,
+                        l1_checksum,
+                    }),
                 }
             },
         )

@@ -5,11 +5,12 @@ use std::sync::Arc;
 
 use tidemark_bitmap::{Bitmap, Granularity};
 use tidemark_qcow2::chain::{
-    ChainRecord, CheckpointEntry, Health, Identity, Intent, IntentKind, Proof, Scheme,
+    AnchorProof, ChainRecord, CheckpointEntry, Health, Identity, Intent, IntentKind, Proof, Scheme,
 };
 use tidemark_qcow2::{BitmapInfo, Feature, Image, proof};
 
 use super::CreateSpec;
+use crate::anchor;
 use crate::fold::blank;
 use crate::settle::{Decision, follow, forget, record_of, undo};
 use crate::view::{CurrentState, DiskView, View};
@@ -24,6 +25,8 @@ pub(super) struct Part {
     pub(super) fresh: ChainRecord,
     /// The parent as this disk knows it.
     pub(super) parent: Option<Identity>,
+    /// The anchor that was taken for it.
+    pub(super) anchor: Option<AnchorProof>,
     /// Whether its history does not lead to this moment, and nobody else's record can say so.
     pub(super) cut: bool,
 }
@@ -76,6 +79,9 @@ impl Draft {
             }
         }
         for part in &participants {
+            if spec.anchor {
+                super::anchoring::check(part)?;
+            }
             if part.image.geometry().version < 3 {
                 let (image, feature) = (part.image.name().to_owned(), Feature::BitmapsInVersion2);
                 let refused = tidemark_qcow2::Error::Unsupported { image, feature };
@@ -150,6 +156,7 @@ impl Draft {
             granularity: bits.shape().granularity(),
             health: Health::Ok,
             proof: Proof::Recording(proof),
+            anchor: part.anchor,
         };
         Ok((bits, entry))
     }
@@ -215,6 +222,10 @@ impl Prepared {
             follow(&part.image, &self.intent, Decision::Elsewhere)
                 .map_err(Error::on(&part.disk))?;
         }
+        for part in &self.participants {
+            // One that stays costs room and is cleared away by the next checkpoint.
+            let _ = anchor::sweep(&part.image);
+        }
         if decision == Decision::Here {
             // The checkpoint is real everywhere; a decision that stays is only room lost.
             let _ = forget(&decider.image, self.intent.transaction);
@@ -226,7 +237,9 @@ impl Prepared {
     pub(super) fn abandon(&self) -> Result<()> {
         let mut outcome = Ok(());
         for part in &self.participants {
-            let undone = undo(&part.image, &self.intent).map_err(Error::on(&part.disk));
+            let undone = undo(&part.image, &self.intent)
+                .and_then(|()| anchor::sweep(&part.image))
+                .map_err(Error::on(&part.disk));
             outcome = outcome.and(undone);
         }
         outcome
@@ -250,6 +263,7 @@ impl Part {
             image: Arc::clone(&disk.image),
             fresh,
             parent: None,
+            anchor: None,
             cut: false,
         })
     }

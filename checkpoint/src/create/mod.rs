@@ -8,6 +8,7 @@
 //!
 //! A disk that freezes late freezes what it then has, which is a superset.
 
+mod anchoring;
 mod draft;
 mod redefine;
 mod tentative;
@@ -18,6 +19,7 @@ use tidemark_qcow2::chain::{IntentKind, Scheme};
 pub use tentative::Tentative;
 
 use self::draft::Draft;
+use crate::anchor;
 use crate::fold::{Findings, freeze, is_recording};
 use crate::settle::{record_of, settle};
 use crate::view::View;
@@ -35,6 +37,10 @@ pub struct CreateSpec {
     pub disks: Option<Vec<DescribedDisk>>,
     /// Bytes of disk per bit; `None` for the cluster size, between 4 KiB and 64 KiB.
     pub granularity: Option<Granularity>,
+    /// Anchor it: an internal snapshot on every disk that takes part, so that what changed since is
+    /// known from the mapping tables, whatever becomes of the bitmaps. It costs a copy at each
+    /// first overwrite, and the room of what is overwritten, until the next checkpoint.
+    pub anchor: bool,
     /// Scheme of an image that has no record yet; `None` for intervals, or cumulative where
     /// recording bitmaps of others are.
     pub scheme: Option<Scheme>,
@@ -82,7 +88,7 @@ impl Domain {
         check_flags(flags)?;
         let turn = self.changing()?;
         let view = View::read(self)?;
-        let draft = Draft::new(self, &view, spec)?;
+        let mut draft = Draft::new(self, &view, spec)?;
         view.require_changeable()?;
         let wants_descriptor = !flags.contains(CreateFlags::NO_METADATA);
         let store = self.store().filter(|_| wants_descriptor);
@@ -91,10 +97,17 @@ impl Domain {
             .transpose()?;
         settle(&view)?;
         self.flush_all()?;
-        match draft.participants.as_slice() {
-            [_] => draft.take_at_once()?,
-            _ => draft.prepare(IntentKind::Create)?.commit_all()?,
-        }
+        draft.mend_by_anchors()?;
+        draft.anchor(spec.anchor)?;
+        let taken = match draft.participants.as_slice() {
+            [_] => draft.take_at_once(),
+            _ => draft
+                .prepare(IntentKind::Create)
+                .and_then(|p| p.commit_all()),
+        };
+        // Also after a failure: what the record does not name is nobody's.
+        draft.sweep_anchors();
+        taken?;
         staged.map_or(Ok(()), crate::store::Staged::publish)?;
         drop(turn);
         Ok(Checkpoint::new(self, draft.identity, draft.name))
@@ -118,10 +131,12 @@ impl Domain {
         check_flags(flags)?;
         let _turn = self.changing()?;
         let view = View::read(self)?;
-        let draft = Draft::new(self, &view, spec)?;
+        let mut draft = Draft::new(self, &view, spec)?;
         view.require_changeable()?;
         settle(&view)?;
         self.flush_all()?;
+        draft.mend_by_anchors()?;
+        draft.anchor(spec.anchor)?;
         let descriptor =
             (!flags.contains(CreateFlags::NO_METADATA)).then(|| draft.descriptor(self, &view));
         let prepared = draft.prepare(IntentKind::Backup)?;
@@ -156,6 +171,7 @@ impl Draft {
                     freeze(update, &mut record, self.identity, &findings)?;
                     update.put(&self.name, bits, true)?;
                     record.checkpoints.push(entry);
+                    anchor::let_go_older(&mut record);
                     record.current = Some(self.identity);
                     update.set_record(Some(record));
                     Ok(())

@@ -124,7 +124,10 @@ fn carry_out(domain: &Domain, view: &View, plan: &DeletePlan) -> Result<Deleted>
         settle(view)?;
     }
     for disk in touched {
-        let losses = changes.apply(disk).map_err(Error::on(&disk.name))?;
+        let losses = changes
+            .apply(disk)
+            .and_then(|losses| crate::anchor::sweep(&disk.image).map(|()| losses))
+            .map_err(Error::on(&disk.name))?;
         deleted
             .warnings
             .extend(losses.into_iter().map(|loss| DeleteWarning {

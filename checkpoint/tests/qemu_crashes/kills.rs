@@ -45,7 +45,9 @@ fn frozen_bitmaps_survive_qemu_killed_at_any_moment() {
             match outcome {
                 Outcome::Rewritten => rewritten += 1,
                 Outcome::Intact => intact += 1,
-                Outcome::Restarted | Outcome::Lost => panic!("{what}: a frozen bitmap is lost"),
+                Outcome::Anchored | Outcome::Restarted | Outcome::Lost => {
+                    panic!("{what}: a frozen bitmap is lost")
+                }
             }
         }
     }

@@ -60,7 +60,7 @@ impl Tally {
             match outcome {
                 Outcome::Intact => self.intact += 1,
                 Outcome::Rewritten => self.rewritten += 1,
-                Outcome::Restarted | Outcome::Lost => self.lost += 1,
+                Outcome::Anchored | Outcome::Restarted | Outcome::Lost => self.lost += 1,
             }
         }
     }

@@ -12,6 +12,7 @@ use crate::size::human;
 pub(crate) fn to_json(info: &CheckpointInfo) -> Value {
     json!({
         "name": info.name,
+        "kind": info.kind.as_str(),
         "parent": info.parent,
         "current": info.current,
         "metadata": info.metadata,

@@ -10,6 +10,7 @@
 //! - A snapshot's tables and data never change while it exists.
 //! - Entries of the table that are not ours keep every byte.
 
+mod anchor;
 mod apply;
 mod create;
 mod delete;

@@ -149,6 +149,7 @@ pub(crate) fn record_of(count: usize, image: &Image, random: &mut Random) -> Cha
             granularity: granularity(granule(image.geometry().cluster_bits)),
             health: Health::Ok,
             proof,
+            anchor: None,
         });
         record.current = record.checkpoints.last().map(|entry| entry.identity);
     }

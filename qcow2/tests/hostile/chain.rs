@@ -45,6 +45,7 @@ pub(crate) fn image_with_chain() -> Vec<u8> {
                     granularity,
                     health: Health::Ok,
                     proof,
+                    anchor: None,
                 });
                 record.current = Some(identity);
                 update.set_record(Some(record));

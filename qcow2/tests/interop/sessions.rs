@@ -28,6 +28,7 @@ pub(super) fn begin_chain(image: &Image, name: &str, granule: u64) {
                 granularity: granularity(granule),
                 health: Health::Ok,
                 proof: Proof::Recording(planted),
+                anchor: None,
             });
             update.set_record(Some(record));
             update.put(name, bits, true)

@@ -20,6 +20,7 @@ fn entry(number: u8, name: &str, proof: Proof) -> CheckpointEntry {
         granularity: granularity(65_536),
         health: Health::Ok,
         proof,
+        anchor: None,
     }
 }
 

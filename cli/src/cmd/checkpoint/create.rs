@@ -38,6 +38,9 @@ pub(crate) struct Create {
     /// How bitmaps share the work, on an image without checkpoints
     #[arg(long, value_enum, value_name = "SCHEME")]
     scheme: Option<SchemeName>,
+    /// Anchor it by an internal snapshot, so that no crash of anybody costs the next increment
+    #[arg(long, conflicts_with = "redefine")]
+    anchor: bool,
     /// Bytes of disk per bit
     #[arg(short, long, value_name = "N", value_parser = size::parse)]
     granularity: Option<u64>,
@@ -72,6 +75,7 @@ impl Create {
             description: self.description.clone(),
             granularity: self.granularity()?,
             scheme: self.scheme.map(Scheme::from),
+            anchor: self.anchor,
             ..CreateSpec::default()
         };
         let redefined = self

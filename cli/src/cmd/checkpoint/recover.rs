@@ -124,6 +124,7 @@ fn how(outcome: Recovered) -> &'static str {
     match outcome {
         Recovered::Intact => "nothing was wrong",
         Recovered::Rewritten => "its checksum proved the bits",
+        Recovered::Anchored => "its anchor told what changed, it records on",
         Recovered::Restarted => "what it recorded is lost, it records again from now",
         Recovered::Lost => "nothing proves its bits; a backup through it is full",
     }

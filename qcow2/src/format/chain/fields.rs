@@ -3,8 +3,8 @@
 use tidemark_bitmap::Granularity;
 
 use super::{
-    ChainRecord, CheckpointEntry, Descent, Detail, FrozenProof, Health, Identity, ImageUuid,
-    Intent, IntentKind, Proof, RecordingProof, Scheme,
+    AnchorProof, ChainRecord, CheckpointEntry, Descent, Detail, FrozenProof, Health, Identity,
+    ImageUuid, Intent, IntentKind, Proof, RecordingProof, Scheme,
 };
 use crate::convert::{low_byte, to_u16, to_u64};
 
@@ -123,10 +123,12 @@ const HAS_TIME: u8 = 1 << 1;
 const HAS_SIZE: u8 = 1 << 2;
 const IS_FROZEN: u8 = 1 << 3;
 const IS_RECORDING: u8 = 1 << 4;
+const IS_ANCHORED: u8 = 1 << 5;
 
 impl CheckpointEntry {
     /// Entry: identity (16) · name length (1) and name · flags (1) · health (1) · granularity bits
-    /// (1) · [parent (16)] · [created (8)] · [disk bytes (8)] · proof: frozen checksum (4) and count
+    /// (1) · [parent (16)] · [created (8)] · [disk bytes (8)] · [anchor: seconds (4), nanoseconds
+    /// (4), checksum (4)] · proof: frozen checksum (4) and count
     /// (8), or recording count (8), smallest disk (8), planted and witnesses, each a length (1)
     /// and byte offsets (8 each).
     pub(super) fn write(&self, out: &mut Vec<u8>, detail: Detail) {
@@ -142,6 +144,7 @@ impl CheckpointEntry {
             (disk_bytes.is_some(), HAS_SIZE),
             (matches!(self.proof, Proof::Frozen(_)), IS_FROZEN),
             (matches!(self.proof, Proof::Recording(_)), IS_RECORDING),
+            (self.anchor.is_some(), IS_ANCHORED),
         ] {
             flags |= if present { flag } else { 0 };
         }
@@ -151,6 +154,11 @@ impl CheckpointEntry {
         }
         for number in created.iter().chain(&disk_bytes) {
             out.extend_from_slice(&number.to_be_bytes());
+        }
+        if let Some(anchor) = &self.anchor {
+            for number in [anchor.seconds, anchor.nanoseconds, anchor.l1_checksum] {
+                out.extend_from_slice(&number.to_be_bytes());
+            }
         }
         match &self.proof {
             Proof::None => {}
@@ -190,6 +198,15 @@ impl CheckpointEntry {
         } else {
             None
         };
+        let anchor = if has(IS_ANCHORED) {
+            Some(AnchorProof {
+                seconds: u32::from_be_bytes(reader.array()?),
+                nanoseconds: u32::from_be_bytes(reader.array()?),
+                l1_checksum: u32::from_be_bytes(reader.array()?),
+            })
+        } else {
+            None
+        };
         let proof = if has(IS_FROZEN) {
             let checksum = u32::from_be_bytes(reader.array()?);
             Proof::Frozen(FrozenProof {
@@ -215,6 +232,7 @@ impl CheckpointEntry {
             granularity,
             health,
             proof,
+            anchor,
         })
     }
 }

@@ -144,6 +144,18 @@ pub enum Proof {
     Recording(RecordingProof),
 }
 
+/// What must hold for the internal snapshot that anchors a checkpoint to be believed: identifiers,
+/// names and even seconds are used again.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct AnchorProof {
+    /// When it was taken, seconds since the epoch.
+    pub seconds: u32,
+    /// Nanoseconds within that second.
+    pub nanoseconds: u32,
+    /// CRC-32 of its L1 table, see [`crate::Image::snapshot_proof`].
+    pub l1_checksum: u32,
+}
+
 /// One checkpoint on this disk. Its bitmap carries its name.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct CheckpointEntry {
@@ -163,6 +175,9 @@ pub struct CheckpointEntry {
     pub health: Health,
     /// What must hold for the bits to be believed.
     pub proof: Proof,
+    /// The proof of its anchor, if it has one: an internal snapshot whose name contains the
+    /// identity.
+    pub anchor: Option<AnchorProof>,
 }
 
 /// What an unfinished operation over several disks was going to do.
