@@ -59,6 +59,29 @@ impl Error {
         matches!(self, Self::Io { source, .. } if source.kind() == io::ErrorKind::StorageFull)
     }
 
+    /// The same failure of the storage once more, when that is what failed.
+    pub(crate) fn io_again(&self) -> Option<Self> {
+        let Self::Io {
+            image,
+            operation,
+            offset,
+            source,
+        } = self
+        else {
+            return None;
+        };
+        let again = match source.raw_os_error() {
+            Some(number) => std::io::Error::from_raw_os_error(number),
+            None => source.kind().into(),
+        };
+        Some(Self::Io {
+            image: image.clone(),
+            operation,
+            offset: *offset,
+            source: again,
+        })
+    }
+
     /// The damage found, when that is what failed.
     pub fn damage(&self) -> Option<&Damage> {
         match self {

@@ -13,6 +13,8 @@
 mod block;
 mod bytes;
 mod next;
+mod set;
+mod trust;
 mod vet;
 
 use std::collections::{BTreeMap, BTreeSet, HashSet};
@@ -22,6 +24,8 @@ use byteorder::{BigEndian, ByteOrder};
 use self::block::RefcountBlock;
 use self::next::NextCounts;
 pub(crate) use self::next::TablePlace;
+pub(crate) use self::set::ClusterSet;
+use self::trust::Trust;
 pub(crate) use self::vet::Structure;
 use crate::convert::{to_u32, to_u64, to_usize};
 use crate::error::{Error, Feature, Result};
@@ -74,6 +78,7 @@ pub(crate) struct Allocator {
     fixed: HashSet<u64>,
     /// Pages of recording bitmaps, which are written in place.
     pages: HashSet<u64>,
+    trust: Trust,
 }
 
 impl Allocator {
@@ -92,6 +97,7 @@ impl Allocator {
             "read refcount table",
         )?;
         table.resize(to_usize(geometry.table_entries(clusters)), 0);
+        let end = HostOffset(file.len()?.next_multiple_of(geometry.cluster_bytes()));
         let mut allocator = Self {
             geometry,
             table,
@@ -103,9 +109,10 @@ impl Allocator {
             pending: Vec::new(),
             next: None,
             tail: None,
-            high_water: HostOffset(file.len()?.next_multiple_of(geometry.cluster_bytes())),
+            high_water: end,
             fixed: HashSet::new(),
             pages: HashSet::new(),
+            trust: Trust::nothing_below(geometry.host_cluster(end).0),
         };
         allocator.fixed.insert(0);
         allocator.fix_run(header.refcount_table_offset, clusters);
@@ -178,12 +185,12 @@ impl Allocator {
 
     /// First free run of at least `least` clusters, cut at `wanted`.
     fn find_free(&mut self, file: &ImageFile, wanted: u64, least: u64) -> Result<HostRun> {
-        let mut start = self.first_free;
+        let mut start = self.first_free.max(self.trust.floor());
         let mut length = 0;
         let mut skipped_free = false;
         while length < wanted {
             let at = start + length;
-            if self.count(file, HostCluster(at))? == 0 && !self.fixed.contains(&at) {
+            if self.is_free(file, HostCluster(at))? {
                 length += 1;
             } else if length >= least {
                 break;
@@ -193,7 +200,7 @@ impl Allocator {
                 length = 0;
             }
         }
-        if !skipped_free {
+        if !skipped_free && self.trust.floor() == 0 {
             self.first_free = start;
         }
         let start = self.geometry.host_offset(HostCluster(start));
@@ -202,6 +209,11 @@ impl Allocator {
             clusters: length,
             untouched: start >= self.high_water,
         })
+    }
+
+    fn is_free(&mut self, file: &ImageFile, cluster: HostCluster) -> Result<bool> {
+        let kept = self.fixed.contains(&cluster.0) || self.trust.holds(cluster);
+        Ok(!kept && self.count(file, cluster)? == 0)
     }
 
     fn missing_block(&mut self, file: &ImageFile, run: HostRun) -> Result<Option<usize>> {
@@ -354,20 +366,27 @@ impl Allocator {
 
     fn drop_reference(&mut self, file: &ImageFile, cluster: HostCluster) -> Result<()> {
         let count = self.count(file, cluster)?;
-        if count == 0 || self.fixed.contains(&cluster.0) {
+        if count == 0 || self.fixed.contains(&cluster.0) || self.trust.holds(cluster) {
             // Somebody else's damage, for a check to name: the cluster stays as it is.
             return Ok(());
         }
         self.set(file, cluster, count - 1)?;
         if count == 1 {
             self.first_free = self.first_free.min(cluster.0);
+            self.give_back(file, cluster);
+        }
+        Ok(())
+    }
+
+    /// Gives the space of a free cluster back to the storage, if nobody can refer to it.
+    fn give_back(&mut self, file: &ImageFile, cluster: HostCluster) {
+        if self.trust.gone(cluster) {
             let offset = self.geometry.host_offset(cluster).0;
             // Space that cannot be given back is only space.
             let _ = file
                 .storage()
                 .discard(offset, self.geometry.cluster_bytes());
         }
-        Ok(())
     }
 
     /// Whether [`settle`](Self::settle) has anything to write.

@@ -85,7 +85,11 @@ impl Allocator {
                 counted: true,
             };
             let cluster = self.geometry.host_cluster(offset);
-            if self.is_fixed(cluster) || !known.insert(cluster.0) {
+            let shared = self.is_fixed(cluster)
+                || self.trust.holds(cluster)
+                || self.is_claimed(cluster)
+                || !known.insert(cluster.0);
+            if shared {
                 return Err(refusal(file, &page, "shares its cluster"));
             }
             self.check_counted(file, &page)?;

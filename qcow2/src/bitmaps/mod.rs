@@ -22,7 +22,7 @@ use tidemark_bitmap::Bitmap;
 use self::tracker::Tracker;
 use crate::error::{Feature, Mistake, Result};
 use crate::format::chain::Proof;
-use crate::image::Image;
+use crate::image::{Image, Purpose};
 
 pub use directory::BitmapInfo;
 
@@ -75,6 +75,7 @@ impl Image {
             return Ok(tracker);
         }
         // Refcounts and bitmaps that cannot be trusted are refused before the header changes.
+        self.vet_claims(Purpose::Data)?;
         let entries = self.directory().entries(self.file())?.to_vec();
         let tracker = Arc::new(Tracker::new(self, &entries)?);
         let content = self.first_cluster().content().clone();

@@ -12,6 +12,8 @@ use crate::convert::{to_u64, to_usize};
 const DENSE_CLUSTERS: u64 = 1 << 28;
 /// Clusters that share one piece of a sparse array.
 const PIECE: usize = 64;
+/// Bytes that are looked at together.
+const STRETCH: usize = 256;
 /// Says that the count stands in the map.
 const HIGH: u8 = u8::MAX;
 
@@ -28,6 +30,8 @@ pub(super) struct ReferenceCounts {
     high: HashMap<u64, u64>,
     /// Largest count, which a refcount of the image can hold.
     most: u64,
+    /// No cluster from this one on has a reference.
+    used: u64,
 }
 
 impl ReferenceCounts {
@@ -46,6 +50,7 @@ impl ReferenceCounts {
             bytes,
             high: HashMap::new(),
             most,
+            used: 0,
         }
     }
 
@@ -60,6 +65,7 @@ impl ReferenceCounts {
     /// Adds one reference where that is a matter of one byte; returns whether it was.
     pub(super) fn bump(&mut self, cluster: u64) -> bool {
         let most = self.most.min(u64::from(HIGH) - 1);
+        self.used = self.used.max(cluster + 1);
         match &mut self.bytes {
             Bytes::Dense(bytes) => match bytes.get_mut(to_usize(cluster)) {
                 Some(byte) if u64::from(*byte) < most => {
@@ -91,6 +97,7 @@ impl ReferenceCounts {
         if byte == HIGH {
             self.high.insert(cluster, value);
         }
+        self.used = self.used.max(cluster + 1);
         match &mut self.bytes {
             Bytes::Dense(bytes) => {
                 let length = bytes.len().max(to_usize(cluster) + 1);
@@ -120,12 +127,11 @@ impl ReferenceCounts {
 
     /// First cluster in `from..end` with a reference.
     pub(super) fn next_referenced(&self, from: u64, end: u64) -> Option<u64> {
+        let end = end.min(self.used);
         match &self.bytes {
             Bytes::Dense(bytes) => {
                 let end = to_usize(end.min(to_u64(bytes.len())));
-                let rest = bytes.get(to_usize(from)..end)?;
-                let position = rest.iter().position(|&byte| byte != 0)?;
-                Some(from + to_u64(position))
+                first_used(bytes.get(to_usize(from)..end)?).map(|position| from + to_u64(position))
             }
             Bytes::Sparse(pieces) => {
                 let size = to_u64(PIECE);
@@ -141,6 +147,21 @@ impl ReferenceCounts {
             }
         }
     }
+}
+
+/// Position of the first byte that is not zero.
+fn first_used(bytes: &[u8]) -> Option<usize> {
+    let used = |byte: &u8| *byte != 0;
+    // Most often the next one is; else a stretch at a time.
+    if bytes.first().is_some_and(used) {
+        return Some(0);
+    }
+    let stretch = bytes
+        .chunks(STRETCH)
+        .position(|stretch| stretch.iter().fold(0, |any, byte| any | byte) != 0)?;
+    let start = stretch * STRETCH;
+    let inside = bytes[start..].iter().position(used)?;
+    Some(start + inside)
 }
 
 fn slot(cluster: u64) -> usize {

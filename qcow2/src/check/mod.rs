@@ -17,6 +17,7 @@ mod mapping;
 mod outside;
 mod pieces;
 mod refcounts;
+mod references;
 mod repair;
 mod report;
 mod snapshots;
@@ -24,6 +25,7 @@ mod snapshots;
 use std::collections::BTreeMap;
 use std::ops::Range;
 
+pub(crate) use self::references::References;
 pub use self::repair::{Loss, Repair, RepairReport, repair};
 pub use self::report::{CheckReport, Finding, Severity};
 
@@ -115,8 +117,12 @@ struct Census<'a> {
     unfollowed: bool,
     /// Refcount table or blocks lie where they must not, or cannot be read.
     refcounts_broken: bool,
+    /// A refcount block that something else refers to.
+    shared_block: Option<HostOffset>,
     /// Something has more references than its refcount can hold.
     overflowed: bool,
+    /// The first read that failed.
+    failed: Option<Error>,
     /// Present while COPIED flags are corrected and not only compared.
     flags: Option<Flags>,
     report: CheckReport,
@@ -152,7 +158,9 @@ impl<'a> Census<'a> {
             beyond: Vec::new(),
             unfollowed: false,
             refcounts_broken: false,
+            shared_block: None,
             overflowed: false,
+            failed: None,
             flags: None,
             report,
         })
@@ -295,6 +303,9 @@ impl<'a> Census<'a> {
     }
 
     fn unreadable(&mut self, structure: &'static str, offset: HostOffset, error: &Error) {
+        if self.failed.is_none() {
+            self.failed = error.io_again();
+        }
         let problem = match error {
             Error::Io { source, .. } => source.to_string(),
             Error::Corrupt { damage, .. } => damage.to_string(),

@@ -131,6 +131,7 @@ impl Census<'_> {
                     references,
                 };
                 self.refcounts_broken = true;
+                self.shared_block.get_or_insert(offset);
                 self.found(finding, 1);
             }
             return;

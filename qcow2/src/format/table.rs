@@ -308,6 +308,24 @@ impl L2Entry {
         }
     }
 
+    /// The same, as of a cluster that is not ours alone.
+    pub const fn shared(self) -> Self {
+        match self {
+            Self::Normal { offset, .. } => Self::Normal {
+                offset,
+                copied: false,
+            },
+            Self::Partial {
+                host, subclusters, ..
+            } => Self::Partial {
+                host,
+                copied: false,
+                subclusters,
+            },
+            other => other,
+        }
+    }
+
     /// The uncompressed host cluster that the entry refers to, if any.
     pub const fn host_cluster(&self) -> Option<HostOffset> {
         match *self {

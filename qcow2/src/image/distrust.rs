@@ -26,6 +26,16 @@ impl Image {
         answer
     }
 
+    /// The same for what comes before a change: only an overlap with metadata counts.
+    pub(super) fn distrust_overlap<T>(&self, answer: Result<T>) -> Result<T> {
+        match answer {
+            Err(error) if matches!(error.damage(), Some(Damage::Overlap { .. })) => {
+                self.distrust_after(Err(error))
+            }
+            answer => answer,
+        }
+    }
+
     /// Whether damage ended all changes.
     pub(super) fn is_distrusted(&self) -> bool {
         self.distrusted.load(Ordering::Acquire)

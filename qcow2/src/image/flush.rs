@@ -11,7 +11,7 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use super::{Image, lock};
+use super::{Image, Purpose, lock};
 use crate::cache::DirtyPart;
 use crate::error::Result;
 use crate::geometry::Geometry;
@@ -32,6 +32,14 @@ impl Image {
         let due = lock(&self.last_narrowing).elapsed() >= NARROWING_INTERVAL;
         if due {
             self.narrow_idle_regions()?;
+        }
+        if self.wants_census()? {
+            let _alone = self.entrance.close();
+            self.sync()?;
+            let vetted = self.distrust_overlap(self.vet_claims(Purpose::Upkeep));
+            if !self.is_distrusted() {
+                vetted?;
+            }
         }
         let _guest = self.entrance.enter();
         self.sync()

@@ -9,7 +9,8 @@
 //! 6. the allocator;
 //! 7. the first cluster;
 //! 8. the bitmap directory;
-//! 9. the table cache.
+//! 9. the table cache;
+//! 10. the set of clusters that are never written in place.
 
 use std::sync::PoisonError;
 

@@ -7,6 +7,7 @@
 //! - Opening writes nothing, and opening without a later guest write leaves every byte as it was.
 
 mod backing;
+mod claims;
 mod create;
 mod data_file;
 mod distrust;
@@ -40,6 +41,8 @@ pub use update::Update;
 pub(crate) use self::next_mapping::{ADD, DROP, NextMapping};
 
 use self::backing::Layer;
+use self::claims::Claims;
+pub(crate) use self::claims::Purpose;
 use self::data_file::GuestData;
 use self::expand::ExpandedClusters;
 use self::file::ImageFile;
@@ -86,6 +89,7 @@ pub struct Image {
     clusters: ClusterLocks,
     flushing: Mutex<()>,
     allocator: Mutex<Option<Allocator>>,
+    claims: Claims,
     first: Mutex<FirstCluster>,
     directory: Mutex<Directory>,
     /// Present from the first guest write on.
@@ -214,6 +218,9 @@ impl Image {
         *present = l1.into_iter().map(AtomicU64::new).collect();
         drop(present);
         self.tables.clear();
+        if let Some(allocator) = lock(&self.allocator).as_mut() {
+            allocator.forget_claims();
+        }
     }
 
     pub(crate) fn first_cluster(&self) -> MutexGuard<'_, FirstCluster> {

@@ -4,6 +4,7 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use super::backing::Layer;
+use super::claims::Claims;
 use super::data_file::{self, GuestData};
 use super::expand::ExpandedClusters;
 use super::file::ImageFile;
@@ -151,6 +152,7 @@ impl Image {
             clusters: ClusterLocks::new(),
             flushing: Mutex::new(()),
             allocator: Mutex::new(None),
+            claims: Claims::new(),
             first: Mutex::new(first),
             directory: Mutex::new(directory),
             tracker: RwLock::new(None),

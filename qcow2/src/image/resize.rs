@@ -141,7 +141,8 @@ impl Image {
 impl Image {
     /// Where a cluster lies that is all data, ours alone.
     fn whole_host(&self, table: &L2Table, cluster: GuestCluster) -> Result<Option<HostOffset>> {
-        Ok(match self.entry_at(table, cluster)? {
+        let (_, slot) = self.geometry.table_indexes(cluster);
+        Ok(match self.changeable(table.entry(slot), cluster)? {
             L2Entry::Normal {
                 offset,
                 copied: true,

@@ -171,6 +171,11 @@ impl Storage for FileStorage {
         self.writable
     }
 
+    fn can_grow(&self) -> bool {
+        let kind = self.file.metadata().map(|metadata| metadata.file_type());
+        !kind.is_ok_and(|kind| kind.is_block_device())
+    }
+
     fn name(&self) -> String {
         self.path.display().to_string()
     }

@@ -87,6 +87,11 @@ pub trait Storage: Send + Sync + Debug {
         None
     }
 
+    /// Whether writing behind the end makes it longer; a block device has its size.
+    fn can_grow(&self) -> bool {
+        true
+    }
+
     /// Bytes in a row at `offset` that certainly read as zero because nothing is stored there;
     /// zero when that is unknown. A hint that saves reading holes, never needed for correctness.
     fn hole_at(&self, _offset: u64) -> io::Result<u64> {

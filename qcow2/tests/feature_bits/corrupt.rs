@@ -20,8 +20,8 @@ const OFFSET: u64 = 0x00ff_ffff_ffff_fe00;
 
 type Patch = fn(&mut Vec<u8>, u64);
 
-/// Damages of the first L2 table that a write meets; each is given the table's place.
-const DAMAGES: &[(&str, Patch)] = &[
+/// Damages of the first L2 table that any write meets; each is given the table's place.
+const OVERLAPS: &[(&str, Patch)] = &[
     ("data on the refcount table", |bytes, l2| {
         let table = get_u64(bytes, 48);
         set_u64(bytes, l2, 1 << 63 | table);
@@ -29,6 +29,10 @@ const DAMAGES: &[(&str, Patch)] = &[
     ("data on its own L2 table", |bytes, l2| {
         set_u64(bytes, l2, 1 << 63 | l2);
     }),
+];
+
+/// Damages that only a write below that table meets.
+const DAMAGES: &[(&str, Patch)] = &[
     ("data behind the end of the file", |bytes, l2| {
         set_u64(bytes, l2, 1 << 63 | 1 << 40);
     }),
@@ -114,8 +118,27 @@ fn a_write_that_meets_damage_marks_the_image_and_ends_all_changes() {
 }
 
 #[test]
+fn data_on_metadata_marks_the_image_at_the_first_write_anywhere() {
+    for (name, damage) in OVERLAPS {
+        let bytes = damaged(3, *damage);
+        let storage = CrashStorage::new(bytes.clone());
+        let image = Image::open(Box::new(storage.clone()), writing()).unwrap();
+        let far = 10 * TABLE * 4;
+        let error = image.write(&[1; 3000], far).unwrap_err();
+        let overlap = matches!(error.damage(), Some(Damage::Overlap { .. }));
+        assert!(overlap, "{name}: {error}");
+        assert!(image.is_marked_corrupt(), "{name}: not marked");
+        assert!(has_ended(&image.discard(far, 4096).unwrap_err()));
+        image.close().unwrap();
+        let mut wanted = bytes;
+        wanted[79] |= 2;
+        assert!(storage.to_bytes() == wanted, "{name}: more than the mark");
+    }
+}
+
+#[test]
 fn reading_damage_and_refusing_to_begin_write_nothing() {
-    for (name, damage) in DAMAGES {
+    for (name, damage) in OVERLAPS.iter().chain(DAMAGES) {
         let bytes = damaged(3, *damage);
         let storage = CrashStorage::new(bytes.clone());
         let image = Image::open(Box::new(storage.clone()), writing()).unwrap();
@@ -223,7 +246,7 @@ fn damage_of_a_backing_file_marks_nobody() {
     let folder = tempfile::tempdir().unwrap();
     let (base, top) = (folder.path().join("base"), folder.path().join("top"));
     // An unaligned cluster: reading fails.
-    let (_, damage) = DAMAGES[3];
+    let (_, damage) = DAMAGES[1];
     let bytes = damaged(3, damage);
     std::fs::write(&base, &bytes).unwrap();
     let options = CreateOptions {

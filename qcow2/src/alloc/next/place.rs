@@ -151,11 +151,11 @@ impl Allocator {
         self.fix_run(table.start, table.clusters);
         self.tail = None;
         for run in &freed {
-            let cluster = self.geometry.host_cluster(run.start).0;
-            self.first_free = self.first_free.min(cluster);
-            let bytes = run.clusters << self.geometry.cluster_bits;
-            // Space that cannot be given back is only space.
-            let _ = file.storage().discard(run.start.0, bytes);
+            let first = self.geometry.host_cluster(run.start).0;
+            self.first_free = self.first_free.min(first);
+            for cluster in first..first + run.clusters {
+                self.give_back(file, HostCluster(cluster));
+            }
         }
         old.iter().for_each(|&run| self.release(run));
         self.free_now(file, &old)

@@ -17,7 +17,7 @@ mod stage;
 use tidemark_bitmap::Bitmap;
 
 use self::retire::free_retired;
-use super::{Image, lock};
+use super::{Image, Purpose, lock};
 use crate::alloc::HostRun;
 use crate::error::{Error, Result};
 use crate::format::bitmap::DirectoryEntry;
@@ -63,6 +63,7 @@ impl Image {
         self.check_writable()?;
         let _alone = self.entrance.close();
         self.end_tracking()?;
+        self.vet_claims(Purpose::Bitmaps)?;
         let (answer, retired) = self.run_update(work)?;
         if let Some(retired) = retired {
             free_retired(self, &retired)?;
@@ -80,6 +81,7 @@ impl Image {
         self.check_writable()?;
         let _alone = self.entrance.close();
         self.end_tracking()?;
+        self.vet_claims(Purpose::Data)?;
         let _everything = self.clusters.own_all();
         let (answer, retired) = self.run_update(work)?;
         // Before anything else can fail: memory must not fall behind the header.

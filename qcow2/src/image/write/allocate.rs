@@ -77,7 +77,7 @@ impl Image {
         for step in 0..wanted {
             let cluster = GuestCluster(cluster.0 + step);
             let (_, slot) = self.geometry.table_indexes(cluster);
-            match self.decode(table.entry(slot), cluster)? {
+            match self.changeable(table.entry(slot), cluster)? {
                 entry if entry.own_host().is_some() => break,
                 entry => old.push(entry),
             }

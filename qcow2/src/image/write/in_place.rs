@@ -42,7 +42,9 @@ impl Image {
 
     /// Where byte `at` may be overwritten, and for how many bytes inside its cluster.
     fn in_place(&self, table: &L2Table, at: u64) -> Result<Option<(HostOffset, u64)>> {
-        let entry = self.entry_at(table, self.geometry.guest_cluster(at))?;
+        let cluster = self.geometry.guest_cluster(at);
+        let (_, slot) = self.geometry.table_indexes(cluster);
+        let entry = self.changeable(table.entry(slot), cluster)?;
         match entry.part(self.geometry.offset_in_cluster(at), &self.geometry) {
             (Part::Data(host), len) if entry.own_host().is_some() => Ok(Some((host, len))),
             _ => Ok(None),

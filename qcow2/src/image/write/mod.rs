@@ -63,7 +63,7 @@ impl Image {
             self.flush()?;
         }
         let _guest = self.entrance.enter();
-        let tracker = self.tracking()?;
+        let tracker = self.distrust_overlap(self.tracking())?;
         if self.has_external_data() {
             // The mapping on disk may name the place already: only the mark stands before it.
             tracker.cover_durably(self, offset..offset + len)?;

@@ -32,11 +32,12 @@ impl Image {
         offset: u64,
     ) -> Result<usize> {
         let cluster = self.geometry.guest_cluster(offset);
+        let (_, slot) = self.geometry.table_indexes(cluster);
         let L2Entry::Partial {
             host: Some(host),
             copied: true,
             subclusters,
-        } = self.entry_at(table, cluster)?
+        } = self.changeable(table.entry(slot), cluster)?
         else {
             return Ok(0);
         };
@@ -62,7 +63,6 @@ impl Image {
         self.guest_file()?
             .write(&filled, host.plus(start), "write data")?;
         let raw = RawL2::partial(Some(host), true, subclusters.with_allocated(vacant));
-        let (_, slot) = self.geometry.table_indexes(cluster);
         self.tables.set(number, table, slot, &[raw]);
         Ok(len)
     }

@@ -64,23 +64,31 @@ impl Image {
     }
 
     /// Before data is first written below an L2 table: the table and its data clusters lie inside
-    /// the file, and no data cluster lies on metadata.
+    /// the file, no data cluster lies on metadata, and who shares one is known.
     fn guard_table(&self, number: usize, table: &L2Table) -> Result<()> {
         if table.is_guarded() {
             return Ok(());
         }
         let base = to_u64(number) * self.geometry.l2_entries();
         self.with_allocator(|allocator, _| {
+            if allocator.is_guarded(number) {
+                return Ok(());
+            }
             self.guard_place(allocator, "L2 table", table.offset())?;
             if self.has_external_data() {
                 return Ok(());
             }
-            for slot in 0..self.geometry.l2_entries() {
-                let cluster = GuestCluster(base + slot);
-                let entry = self.decode(table.steady_entry(to_usize(slot)), cluster)?;
+            let entry = |slot: u64| {
+                let raw = table.steady_entry(to_usize(slot));
+                self.decode(raw, GuestCluster(base + slot))
+            };
+            let entries: Vec<L2Entry> = (0..self.geometry.l2_entries())
+                .map(entry)
+                .collect::<Result<_>>()?;
+            for &entry in &entries {
                 self.guard_data(allocator, entry)?;
             }
-            Ok(())
+            self.claim(allocator, number, &entries)
         })?;
         table.set_guarded();
         Ok(())

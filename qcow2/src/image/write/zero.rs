@@ -115,7 +115,7 @@ impl Image {
             let cluster = GuestCluster(cluster.0 + step);
             let (_, slot) = self.geometry.table_indexes(cluster);
             let present = table.entry(slot);
-            let entry = self.decode(present, cluster)?;
+            let entry = self.changeable(present, cluster)?;
             let start = offset - inside + (step << self.geometry.cluster_bits);
             let end = start + self.geometry.cluster_bytes();
             let range = offset.max(start)..(offset + len).min(end);
