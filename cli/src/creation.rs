@@ -4,7 +4,9 @@
 //! Names and values are those of qemu-img. A feature of the format that a new image can have adds
 //! one row to [`OPTIONS`] and, usually, one field to [`CreateOptions`].
 
-use tidemark_qcow2::{BackingReference, CompressionType, CreateOptions, DataFileReference};
+use tidemark_qcow2::{
+    BackingReference, CompressionType, CreateOptions, DataFileReference, Preallocation,
+};
 
 use crate::exit::{Failure, Outcome};
 use crate::size;
@@ -13,8 +15,8 @@ use crate::size;
 enum Refusal {
     /// The value cannot be.
     Wrong(String),
-    /// The value is fine, and this version cannot do it.
-    NotYet,
+    /// The value is fine, and such images cannot be made here.
+    Unsupported(&'static str),
 }
 
 /// One option.
@@ -24,6 +26,9 @@ struct Row {
     help: &'static str,
     set: fn(&mut Creation, &str) -> Result<(), Refusal>,
 }
+
+/// Help of an option that no value makes possible.
+const REFUSED: &str = "refused: encrypted images cannot be made";
 
 /// All options, in the order in which help lists them.
 const OPTIONS: &[Row] = &[
@@ -108,10 +113,63 @@ const OPTIONS: &[Row] = &[
         },
     },
     Row {
+        name: "encrypt.cipher-alg",
+        value: "<str>",
+        help: REFUSED,
+        set: |_, _| encrypted(),
+    },
+    Row {
+        name: "encrypt.cipher-mode",
+        value: "<str>",
+        help: REFUSED,
+        set: |_, _| encrypted(),
+    },
+    Row {
+        name: "encrypt.format",
+        value: "<str>",
+        help: REFUSED,
+        set: |_, _| encrypted(),
+    },
+    Row {
+        name: "encrypt.hash-alg",
+        value: "<str>",
+        help: REFUSED,
+        set: |_, _| encrypted(),
+    },
+    Row {
+        name: "encrypt.iter-time",
+        value: "<num>",
+        help: REFUSED,
+        set: |_, _| encrypted(),
+    },
+    Row {
+        name: "encrypt.ivgen-alg",
+        value: "<str>",
+        help: REFUSED,
+        set: |_, _| encrypted(),
+    },
+    Row {
+        name: "encrypt.ivgen-hash-alg",
+        value: "<str>",
+        help: REFUSED,
+        set: |_, _| encrypted(),
+    },
+    Row {
+        name: "encrypt.key-secret",
+        value: "<str>",
+        help: REFUSED,
+        set: |_, _| encrypted(),
+    },
+    Row {
         name: "encryption",
         value: "<on/off>",
-        help: "encrypted images cannot be made",
-        set: |_, value| off(value),
+        help: "off; encrypted images cannot be made",
+        set: |_, value| {
+            if switch(value)? {
+                return encrypted();
+            }
+            Ok(())
+        },
     },
     Row {
         name: "extended_l2",
@@ -135,7 +193,11 @@ const OPTIONS: &[Row] = &[
         name: "preallocation",
         value: "<str>",
         help: "off, metadata, falloc or full",
-        set: |_, value| only(value, "off"),
+        set: |wanted, value| {
+            wanted.options.preallocation = preallocation(value)
+                .map_or_else(|| wrong("must be off, metadata, falloc or full"), Ok)?;
+            Ok(())
+        },
     },
     Row {
         name: "refcount_bits",
@@ -163,22 +225,22 @@ fn wrong<T>(problem: &str) -> Result<T, Refusal> {
     Err(Refusal::Wrong(problem.to_owned()))
 }
 
-/// For options of which this version knows one value.
-fn only(value: &str, known: &str) -> Result<(), Refusal> {
-    if value == known {
-        Ok(())
-    } else {
-        Err(Refusal::NotYet)
-    }
+/// A mode of preallocation by its name in qemu-img.
+pub(crate) fn preallocation(name: &str) -> Option<Preallocation> {
+    Some(match name {
+        "off" => Preallocation::Off,
+        "metadata" => Preallocation::Metadata,
+        "falloc" => Preallocation::Falloc,
+        "full" => Preallocation::Full,
+        _ => return None,
+    })
 }
 
-/// For switches that this version cannot turn on.
-fn off(value: &str) -> Result<(), Refusal> {
-    if switch(value)? {
-        Err(Refusal::NotYet)
-    } else {
-        Ok(())
-    }
+/// Options of encrypted images.
+fn encrypted() -> Result<(), Refusal> {
+    Err(Refusal::Unsupported(
+        "encrypted images cannot be made; encrypt the device or the file system below instead",
+    ))
 }
 
 /// A switch in the spellings of qemu-img.
@@ -240,8 +302,8 @@ impl Creation {
         };
         (row.set)(self, value).map_err(|refusal| match refusal {
             Refusal::Wrong(problem) => Failure::usage(format!("-o {key}={value}: {problem}")),
-            Refusal::NotYet => {
-                Failure::unsupported(format!("-o {key}={value} is not supported yet"))
+            Refusal::Unsupported(reason) => {
+                Failure::unsupported(format!("-o {key}={value}: {reason}"))
             }
         })
     }
@@ -295,7 +357,7 @@ pub(crate) fn help() -> String {
     let mut text = String::from("Supported qcow2 options:\n");
     for row in OPTIONS {
         let option = format!("{}={}", row.name, row.value);
-        text.push_str(&format!("  {option:<24} - {}\n", row.help));
+        text.push_str(&format!("  {option:<28} - {}\n", row.help));
     }
     text
 }

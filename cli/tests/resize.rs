@@ -66,3 +66,43 @@ fn an_increment_after_growing_and_shrinking_restores_the_disk() {
     assert!(content(&place.path("c.qcow2")) == shrunk);
     place.ok("verify backups");
 }
+
+#[test]
+fn preallocation_is_that_of_qemu_img() {
+    require_qemu!();
+    let place = Place::new();
+    for mode in ["metadata", "falloc", "full"] {
+        place.ok(&format!("create -o preallocation={mode} ours 1M"));
+        let options = format!("preallocation={mode}");
+        let line = ["create", "-f", "qcow2", "-o", &options, "theirs", "1M"];
+        assert_eq!(place.qemu_img(&line).0, 0);
+        let option = format!("--preallocation={mode}");
+        place.ok(&format!("resize {option} ours 3M"));
+        let line = ["resize", "-q", "-f", "qcow2", &option, "theirs", "3M"];
+        assert_eq!(place.qemu_img(&line).0, 0);
+        let placed = |name| common::comparable_map(&qemu_img::map(&place.path(name)));
+        assert_eq!(placed("ours").as_array().unwrap().len(), 1);
+        let known = |name| {
+            let answer = place.qemu_img(&["check", "--output=json", name]);
+            (answer.0, answer.1["allocated-clusters"].clone())
+        };
+        assert_eq!(known("ours"), known("theirs"));
+        place.ok(&format!(
+            "convert -O qcow2 -o preallocation={mode} ours copy"
+        ));
+        assert!(content(&place.path("copy")) == vec![0; 3 << 20]);
+    }
+    place
+        .run("create -o preallocation=some disk 1M")
+        .ends_with(64);
+    place
+        .run("resize --preallocation=some ours 4M")
+        .ends_with(64);
+    let shrink = "resize --shrink --preallocation=full ours 2M";
+    place.run(shrink).ends_with(64);
+    let overlay = "create -b ours -F qcow2 -o preallocation=full over";
+    place.run(overlay).ends_with(64);
+    place
+        .run("convert -c -O qcow2 -o preallocation=full ours copy")
+        .ends_with(64);
+}

@@ -33,7 +33,7 @@ pub use error::{Damage, Error, Feature, Mistake, Result};
 pub use format::chain;
 pub use image::{
     BackingReference, CreateOptions, DataFileReference, Extent, Gate, Image, NoFiles, OpenOptions,
-    Packed, Packer, PlainFiles, Shrink, Update,
+    Packed, Packer, PlainFiles, Preallocation, Shrink, Update,
 };
 pub use snapshots::{Delta, Moment, SnapshotInfo};
 pub use storage::{FileStorage, MappedStorage, MemoryStorage, Sharing, Storage};

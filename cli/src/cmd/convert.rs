@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use clap::Args;
 use serde_json::json;
 use tidemark_qcow2::transfer::{self, ConvertOptions, Converted, Source, Target};
-use tidemark_qcow2::{FileStorage, Storage};
+use tidemark_qcow2::{FileStorage, Preallocation, Storage};
 
 use crate::cmd::create;
 use crate::cmd::info::full_name;
@@ -181,6 +181,11 @@ impl Convert {
             create::look_at(&self.gates, &self.target, reference)?;
         }
         let size_of_target = wanted.size.unwrap_or(size);
+        if self.compress && wanted.options.preallocation != Preallocation::Off {
+            return Err(Failure::usage(
+                "-c: what is compressed takes another place; leave out -o preallocation",
+            ));
+        }
         if let Some(name) = &wanted.data_file {
             if self.compress {
                 return Err(Failure::usage(

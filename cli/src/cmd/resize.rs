@@ -4,8 +4,9 @@ use std::path::PathBuf;
 
 use clap::Args;
 use serde_json::json;
-use tidemark_qcow2::Shrink;
+use tidemark_qcow2::{Preallocation, Shrink};
 
+use crate::creation;
 use crate::exit::{Exit, Failure, Outcome};
 use crate::open::{Format, Gates};
 use crate::out::{Out, say};
@@ -19,6 +20,9 @@ pub(crate) struct Resize {
     /// Allow a smaller size: what lies behind it is lost
     #[arg(long)]
     shrink: bool,
+    /// Put what the disk gains in place at once: off, metadata, falloc or full
+    #[arg(long, value_name = "MODE", default_value = "off", value_parser = parse_preallocation)]
+    preallocation: Preallocation,
     /// Say nothing
     #[arg(short, long)]
     quiet: bool,
@@ -51,12 +55,20 @@ impl Resize {
                 self.image.display()
             )));
         }
-        let shrink = if self.shrink {
-            Shrink::Allowed
+        if self.preallocation == Preallocation::Off {
+            let shrink = match self.shrink {
+                true => Shrink::Allowed,
+                false => Shrink::Refused,
+            };
+            image.resize(new, shrink)?;
+        } else if new < old {
+            let path = self.image.display();
+            return Err(Failure::usage(format!(
+                "{path}: --preallocation is for a disk that grows"
+            )));
         } else {
-            Shrink::Refused
-        };
-        image.resize(new, shrink)?;
+            image.grow(new, self.preallocation)?;
+        }
         image.close()?;
         if out.is_json() {
             out.json(&json!({
@@ -69,6 +81,11 @@ impl Resize {
         }
         Ok(Exit::Done)
     }
+}
+
+fn parse_preallocation(name: &str) -> Result<Preallocation, String> {
+    let modes = "there are off, metadata, falloc and full";
+    creation::preallocation(name).ok_or_else(|| modes.to_owned())
 }
 
 /// A size as qemu-img takes it.

@@ -1,6 +1,6 @@
 //! Creating an image: header, one refcount block, an empty L1.
 
-use super::{BackingReference, DataFileReference, Image, OpenOptions, data_file};
+use super::{BackingReference, DataFileReference, Image, OpenOptions, Preallocation, data_file};
 use crate::codec::CompressionType;
 use crate::convert::{to_u32, to_u64, to_usize};
 use crate::error::{Mistake, Result};
@@ -33,6 +33,8 @@ pub struct CreateOptions {
     pub data_file: Option<DataFileReference>,
     /// Say that refcount updates may be postponed. We never postpone them; others may.
     pub lazy_refcounts: bool,
+    /// What is put in place before anybody writes to it.
+    pub preallocation: Preallocation,
 }
 
 impl CreateOptions {
@@ -48,6 +50,7 @@ impl CreateOptions {
             backing: None,
             data_file: None,
             lazy_refcounts: false,
+            preallocation: Preallocation::Off,
         }
     }
 
@@ -117,6 +120,13 @@ impl CreateOptions {
         if self.extended_l2 && self.data_file.is_some() {
             return problem("extended_l2", "cannot be combined with a data_file here");
         }
+        let placed = self.preallocation != Preallocation::Off;
+        if placed && self.backing.is_some() && !self.extended_l2 {
+            return problem(
+                "preallocation",
+                "whole clusters would hide the backing file; it needs extended_l2",
+            );
+        }
         let Some(data_file) = &self.data_file else {
             return Ok(());
         };
@@ -161,9 +171,7 @@ impl Image {
             .map_err(|error| file.io(error, "truncate", 0))?;
         plan.write(&file)?;
         let image = Self::open(file.into_storage(), open)?;
-        if image.keeps_raw() {
-            image.map_whole_disk()?;
-        }
+        image.preallocate_disk(options.preallocation)?;
         Ok(image)
     }
 }

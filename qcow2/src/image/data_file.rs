@@ -287,34 +287,24 @@ impl Image {
         self.sync()
     }
 
+    /// Cuts the data file where the disk ends. One that cannot be cut, a block device, stays longer.
+    pub(super) fn cut_data_file(&self) -> Result<()> {
+        let (file, size) = (self.guest_file()?, self.size());
+        if file.len()? <= size {
+            return Ok(());
+        }
+        match file.storage().set_len(size) {
+            Err(error) if error.kind() == std::io::ErrorKind::InvalidInput => Ok(()),
+            done => done.map_err(|error| file.io(error, "cut the data file", size)),
+        }
+    }
+
     /// Writes zeros into the data file.
     pub(super) fn zero_data(&self, offset: u64, len: u64) -> Result<()> {
         let file = self.guest_file()?;
         file.storage()
             .write_zeroes(offset, len)
             .map_err(|error| file.io(error, "write zeros", offset))
-    }
-
-    /// Maps every cluster of a new disk to its place in the data file.
-    pub(super) fn map_whole_disk(&self) -> Result<()> {
-        let clusters = self.geometry.clusters_for(self.size());
-        let per_table = self.geometry.l2_entries();
-        let mut first = 0;
-        while first < clusters {
-            let (number, _) = self.geometry.table_indexes(GuestCluster(first));
-            let table = self.table_for_change(number)?;
-            let end = (first + per_table).min(clusters);
-            let raw: Vec<RawL2> = (first..end)
-                .map(|cluster| HostOffset(cluster << self.geometry.cluster_bits))
-                .map(|host| RawL2::normal(host, &self.geometry))
-                .collect();
-            self.tables.set(number, &table, 0, &raw);
-            if self.tables.dirty_tables() > super::write::MAX_DIRTY_TABLES {
-                self.sync()?;
-            }
-            first = end;
-        }
-        self.sync()
     }
 }
 

@@ -5,14 +5,16 @@
 //!   behind the old end in the last cluster.
 //! - What the disk loses is freed after the commit, never before.
 //! - The new size, the new L1 table and the bitmaps of that size become true together.
+//! - An external data file is never shorter than the disk that the header names: it grows before
+//!   the commit and is cut behind it.
 
-use super::{DROP, Image, NextMapping};
-use crate::cache::L2Table;
+use super::grow::Growth;
+use super::{DROP, Image, NextMapping, Preallocation};
 use crate::convert::{to_u64, to_usize};
 use crate::error::{Feature, Mistake, Result};
 use crate::format::limits;
-use crate::format::table::{L2Entry, RawL2};
-use crate::units::{GuestCluster, HostOffset};
+use crate::format::table::RawL2;
+use crate::units::GuestCluster;
 
 /// Whether a disk may lose its end.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -29,11 +31,25 @@ impl Image {
     ///
     /// # Errors
     /// A size that cannot be; a smaller one without permission, or while there are internal
-    /// snapshots; an external data file; a bitmap that is in use, or too fine for that size; damage,
-    /// I/O. After an error the disk has its old size, except for one while clusters are freed.
+    /// snapshots; a bitmap that is in use, or too fine for that size; a data file or backing file
+    /// that was not opened; damage, I/O. After an error the disk has its old size, except for one
+    /// while clusters are freed or the data file is cut.
     pub fn resize(&self, size: u64, shrink: Shrink) -> Result<()> {
+        self.give_size(size, shrink, Preallocation::Off)
+    }
+
+    /// As [`resize`](Self::resize), to a size that is not smaller; what the disk gains has its place
+    /// at once.
+    ///
+    /// # Errors
+    /// As [`resize`](Self::resize); too little space leaves the old size.
+    pub fn grow(&self, size: u64, preallocation: Preallocation) -> Result<()> {
+        self.give_size(size, Shrink::Refused, preallocation)
+    }
+
+    fn give_size(&self, size: u64, shrink: Shrink, preallocation: Preallocation) -> Result<()> {
         self.check_writable()?;
-        self.require_data_inside()?;
+        self.guest_file()?;
         self.check_size(size, shrink)?;
         let old = self.size();
         if size == old {
@@ -48,7 +64,13 @@ impl Image {
             update.resize_bitmaps(size)?;
             if size > old {
                 let shown = self.shown_below()?;
-                Growth { old, size, shown }.plan(next)
+                let growth = Growth {
+                    old,
+                    size,
+                    shown,
+                    preallocation,
+                };
+                growth.plan(next)
             } else {
                 plan_shrink(next, size)
             }
@@ -86,18 +108,6 @@ impl Image {
         Ok(())
     }
 
-    /// The data file would have to get the new size together with the header.
-    fn require_data_inside(&self) -> Result<()> {
-        self.guest_file()?;
-        match self.data_file() {
-            None => Ok(()),
-            Some(reference) => Err(self.file.unsupported(Feature::DataFile {
-                name: String::from_utf8_lossy(&reference.name).into_owned(),
-                reason: "a disk whose data lies in it cannot be resized".to_owned(),
-            })),
-        }
-    }
-
     /// Bytes of the layer below, which would show where the disk grows.
     fn shown_below(&self) -> Result<u64> {
         match &self.backing {
@@ -117,6 +127,10 @@ impl Image {
     /// find it. Where that would need a new cluster it stays, and [`resize`](Self::resize) looks.
     fn clear_tail(&self) -> Result<()> {
         let end = self.size();
+        if self.has_external_data() {
+            let _guest = self.entrance.enter();
+            return self.cut_data_file();
+        }
         let inside = self.geometry.offset_in_cluster(end);
         let cluster = self.geometry.guest_cluster(end);
         let (number, _) = self.geometry.table_indexes(cluster);
@@ -135,116 +149,6 @@ impl Image {
         let zeros = vec![0; to_usize(len)];
         self.guest_file()?
             .write(&zeros, host.plus(inside), "write zeros behind the end")
-    }
-}
-
-impl Image {
-    /// Where a cluster lies that is all data, ours alone.
-    fn whole_host(&self, table: &L2Table, cluster: GuestCluster) -> Result<Option<HostOffset>> {
-        let (_, slot) = self.geometry.table_indexes(cluster);
-        Ok(match self.changeable(table.entry(slot), cluster)? {
-            L2Entry::Normal {
-                offset,
-                copied: true,
-            } => Some(offset),
-            _ => None,
-        })
-    }
-}
-
-/// A disk that gets longer.
-struct Growth {
-    old: u64,
-    size: u64,
-    /// Bytes of the layer below.
-    shown: u64,
-}
-
-impl Growth {
-    fn plan(&self, next: &mut NextMapping<'_>) -> Result<()> {
-        let geometry = next.image().geometry();
-        next.lengthen_l1(geometry.l1_entries_for(self.size));
-        let first = geometry.guest_cluster(self.old).0;
-        let end = geometry.clusters_for(self.size);
-        let per_table = geometry.l2_entries();
-        for number in first / per_table..=(end - 1) / per_table {
-            let base = number * per_table;
-            let shows = base.max(first) << geometry.cluster_bits < self.shown;
-            if !next.has_table(to_usize(number))? && !shows {
-                continue;
-            }
-            let clusters = base.max(first)..(base + per_table).min(end);
-            next.edit(to_usize(number), |next, entries| {
-                for cluster in clusters {
-                    let entry = &mut entries[to_usize(cluster - base)];
-                    *entry = self.grown(next, *entry, GuestCluster(cluster))?;
-                }
-                Ok(())
-            })?;
-        }
-        Ok(())
-    }
-
-    /// The entry of a cluster that lies wholly or partly behind the old end.
-    fn grown(
-        &self,
-        next: &mut NextMapping<'_>,
-        raw: RawL2,
-        cluster: GuestCluster,
-    ) -> Result<RawL2> {
-        let image = next.image();
-        let start = cluster.0 << image.geometry.cluster_bits;
-        if start < self.old {
-            return self.tail(next, raw, cluster);
-        }
-        let shows = start < self.shown;
-        match image.decode(raw, cluster)? {
-            L2Entry::Unallocated if !shows => return Ok(raw),
-            L2Entry::Unallocated => {}
-            L2Entry::Zero { .. } => return Ok(raw),
-            // Left behind the end by somebody: not content of this disk.
-            entry => next.count_entry(entry, DROP)?,
-        }
-        if !shows {
-            return Ok(RawL2::default());
-        }
-        if image.geometry.version > 2 {
-            return Ok(RawL2::zero(&image.geometry));
-        }
-        let zeros = vec![0; image.geometry.cluster_len()];
-        let host = next.take_data()?;
-        image.guest_file()?.write(&zeros, host, "write zeros")?;
-        Ok(RawL2::normal(host, &image.geometry))
-    }
-
-    /// The entry of the cluster that the old end cuts: what stands behind the end becomes zero.
-    fn tail(&self, next: &mut NextMapping<'_>, raw: RawL2, cluster: GuestCluster) -> Result<RawL2> {
-        let image = next.image();
-        let start = cluster.0 << image.geometry.cluster_bits;
-        let mut whole = vec![0; image.geometry.cluster_len()];
-        image.read_group(&mut whole, start)?;
-        let (_, behind) = whole.split_at_mut(to_usize(self.old - start));
-        if behind.iter().all(|&byte| byte == 0) {
-            return Ok(raw);
-        }
-        behind.fill(0);
-        let (number, _) = image.geometry.table_indexes(cluster);
-        let in_place = match image.own_table(number)? {
-            Some(table) => image.whole_host(&table, cluster)?,
-            None => None,
-        };
-        if let Some(host) = in_place {
-            // Nobody sees bytes behind the end, before the commit or without it.
-            let at = host.plus(self.old - start);
-            image
-                .guest_file()?
-                .write(behind, at, "write zeros behind the end")?;
-            return Ok(raw);
-        }
-        next.count_entry(image.decode(raw, cluster)?, DROP)?;
-        let host = next.take_data()?;
-        image.guest_file()?.write(&whole, host, "write data")?;
-        Ok(RawL2::normal(host, &image.geometry))
     }
 }
 

@@ -8,13 +8,14 @@ use std::path::{Path, PathBuf};
 use nix::fcntl::{FallocateFlags, fallocate};
 use nix::unistd::Whence;
 
-use super::{FileIdentity, Storage, lock};
-use crate::convert::{to_u64, to_usize};
+use super::{FileIdentity, Storage, lock, write_zero_buffers};
+use crate::convert::to_u64;
 
 pub use super::lock::Sharing;
 
-/// Largest buffer of zeros written when the file system cannot make zeros by itself.
-const ZERO_BUFFER_BYTES: u64 = 1 << 20;
+/// Gives the space of a range back; what was there reads as zero.
+const PUNCH: FallocateFlags =
+    FallocateFlags::FALLOC_FL_PUNCH_HOLE.union(FallocateFlags::FALLOC_FL_KEEP_SIZE);
 
 /// An open image file with QEMU-compatible locks on it.
 #[derive(Debug)]
@@ -84,18 +85,6 @@ impl FileStorage {
         &self.path
     }
 
-    fn write_zero_buffers(&self, offset: u64, len: u64) -> io::Result<()> {
-        let buffer = vec![0; to_usize(len.min(ZERO_BUFFER_BYTES))];
-        let mut done = 0;
-        while done < len {
-            let step = (len - done).min(ZERO_BUFFER_BYTES);
-            self.file
-                .write_all_at(&buffer[..to_usize(step)], offset + done)?;
-            done += step;
-        }
-        Ok(())
-    }
-
     fn allocate(&self, flags: FallocateFlags, offset: u64, len: u64) -> io::Result<bool> {
         let (Ok(offset), Ok(len)) = (i64::try_from(offset), i64::try_from(len)) else {
             return Err(io::ErrorKind::FileTooLarge.into());
@@ -134,9 +123,8 @@ impl Storage for FileStorage {
         if offset >= end {
             return self.file.set_len(offset + len);
         }
-        let punch = FallocateFlags::FALLOC_FL_PUNCH_HOLE | FallocateFlags::FALLOC_FL_KEEP_SIZE;
-        if !self.allocate(punch, offset, len)? {
-            return self.write_zero_buffers(offset, len);
+        if !self.allocate(PUNCH, offset, len)? {
+            return write_zero_buffers(self, offset, len);
         }
         if offset + len > end {
             self.file.set_len(offset + len)
@@ -145,9 +133,19 @@ impl Storage for FileStorage {
         }
     }
 
+    fn allocate_zeroes(&self, offset: u64, len: u64) -> io::Result<()> {
+        if len == 0 {
+            return Ok(());
+        }
+        let blank = offset >= self.len()? || self.allocate(PUNCH, offset, len)?;
+        if blank && self.allocate(FallocateFlags::empty(), offset, len)? {
+            return Ok(());
+        }
+        write_zero_buffers(self, offset, len)
+    }
+
     fn discard(&self, offset: u64, len: u64) -> io::Result<()> {
-        let punch = FallocateFlags::FALLOC_FL_PUNCH_HOLE | FallocateFlags::FALLOC_FL_KEEP_SIZE;
-        self.allocate(punch, offset, len).map(|_| ())
+        self.allocate(PUNCH, offset, len).map(|_| ())
     }
 
     fn flush(&self) -> io::Result<()> {

@@ -18,6 +18,8 @@ mod memory;
 use std::fmt::Debug;
 use std::io;
 
+use crate::convert::to_usize;
+
 pub use file::{FileStorage, Sharing};
 pub use mapped::MappedStorage;
 pub use memory::MemoryStorage;
@@ -56,6 +58,12 @@ pub trait Storage: Send + Sync + Debug {
 
     /// Makes `len` bytes from `offset` read as zero, growing the storage if it ends before.
     fn write_zeroes(&self, offset: u64, len: u64) -> io::Result<()>;
+
+    /// Makes `len` bytes from `offset` read as zero and takes the space for them, so that later
+    /// writes there do not run out of it; grows the storage if it ends before.
+    fn allocate_zeroes(&self, offset: u64, len: u64) -> io::Result<()> {
+        write_zero_buffers(self, offset, len)
+    }
 
     /// Says that the content of the range is no longer needed. Afterwards it reads as its old
     /// content or as zeros; a storage that cannot give space back does nothing.
@@ -103,4 +111,22 @@ pub trait Storage: Send + Sync + Debug {
     fn data_at(&self, _offset: u64) -> io::Result<u64> {
         Ok(u64::MAX)
     }
+}
+
+/// Largest buffer of zeros that is written at once.
+const ZERO_BUFFER_BYTES: u64 = 1 << 20;
+
+/// Writes zeros as data.
+pub(crate) fn write_zero_buffers<S>(storage: &S, offset: u64, len: u64) -> io::Result<()>
+where
+    S: Storage + ?Sized,
+{
+    let buffer = vec![0; to_usize(len.min(ZERO_BUFFER_BYTES))];
+    let mut done = 0;
+    while done < len {
+        let step = (len - done).min(ZERO_BUFFER_BYTES);
+        storage.write_at(&buffer[..to_usize(step)], offset + done)?;
+        done += step;
+    }
+    Ok(())
 }

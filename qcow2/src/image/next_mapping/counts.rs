@@ -63,6 +63,10 @@ impl NextMapping<'_> {
         allocator: &mut Allocator,
         file: &ImageFile,
     ) -> Result<()> {
+        if self.header.geometry.external_data {
+            // What lies outside is not counted.
+            return Ok(());
+        }
         clusters(entry, &self.header.geometry).try_for_each(|cluster| {
             self.refuse_metadata(allocator, cluster)?;
             count(allocator, file, cluster)

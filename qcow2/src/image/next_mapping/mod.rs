@@ -121,11 +121,11 @@ impl<'a> NextMapping<'a> {
         self.l1 = l1;
     }
 
-    /// Takes a cluster for guest data.
-    pub(crate) fn take_data(&mut self) -> Result<HostOffset> {
-        let start = self.counts(|allocator, file| allocator.allocate_exact(file, 1))?;
-        self.data.push(single(start));
-        Ok(start)
+    /// Takes clusters in a row for guest data, at most `wanted`.
+    pub(crate) fn take_data(&mut self, wanted: u64) -> Result<HostRun> {
+        let run = self.counts(|allocator, file| allocator.allocate(file, wanted))?;
+        self.data.push(run);
+        Ok(run)
     }
 
     /// Writes metadata, padded to whole clusters, into fresh clusters in a row.
