@@ -12,8 +12,8 @@ use common::{add_bitmap, granularity, open_bytes, reading, writing};
 use tidemark_fixtures::storage::{CrashStorage, CrashWorld, Event, EventKind};
 use tidemark_qcow2::chain::Scheme;
 use tidemark_qcow2::{
-    BackingReference, CreateOptions, DataFileReference, Error, Gate, Image, OpenOptions, Storage,
-    proof,
+    BackingReference, CreateOptions, DataFileReference, Error, Gate, Image, OpenOptions,
+    Preallocation, Shrink, Storage, proof,
 };
 
 const CLUSTER: u64 = 65536;
@@ -632,4 +632,47 @@ fn a_raw_data_file_is_mapped_before_it_is_written() {
     let place = usize::try_from(CLUSTER).unwrap();
     assert!(world.disk(1).to_bytes()[place..2 * place] == cluster[..]);
     assert_eq!((cluster[0], cluster[512]), (0, 7));
+}
+
+#[test]
+fn a_data_file_grows_before_the_disk_and_is_cut_behind_it() {
+    let header =
+        |event: &Event| event.disk == 0 && matches!(event.kind, EventKind::Write { offset: 0, .. });
+    for raw in [false, true] {
+        let events = record_beside(raw, |image| {
+            image.resize(SIZE + 512, Shrink::Refused).unwrap();
+        });
+        let data = position(&events, |event| event.disk == 1 && event.is_change());
+        let commit = position(&events, header);
+        let flush = |event: &Event| event.disk == 1 && event.kind == EventKind::Flush;
+        assert!(events[data..commit].iter().any(flush), "raw {raw}: grown");
+        let events = record_beside(raw, |image| {
+            image.resize(SIZE - 512, Shrink::Allowed).unwrap();
+        });
+        let commit = position(&events, header);
+        let cut = position(&events, |event| event.disk == 1 && event.is_change());
+        let flush = |event: &Event| event.disk == 0 && event.kind == EventKind::Flush;
+        assert!(events[commit..cut].iter().any(flush), "raw {raw}: cut");
+    }
+}
+
+#[test]
+fn a_place_is_zeros_before_it_is_mapped() {
+    for mode in [Preallocation::Metadata, Preallocation::Full] {
+        let log = Log::record(
+            &CreateOptions::new(CLUSTER),
+            |image| {
+                image.write(&[1; 512], 0).unwrap();
+                image.flush().unwrap();
+                image.discard(0, CLUSTER).unwrap();
+            },
+            |image| {
+                image.grow(2 * CLUSTER, mode).unwrap();
+                drop(image);
+            },
+        );
+        let place = log.writes(cluster(log.data(1)));
+        let header = log.writes(0..512);
+        log.durable_before("zeros", &place, &header);
+    }
 }

@@ -7,6 +7,7 @@
 mod common;
 
 mod crashes;
+mod data_files;
 mod failures;
 mod lives;
 mod overlays;
