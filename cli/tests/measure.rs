@@ -38,6 +38,9 @@ fn new_disks_of_every_shape_are_measured_as_qemu_img_does() {
             "extended_l2=on",
             "extended_l2=on,cluster_size=16K",
             "lazy_refcounts=on,size=5G",
+            "preallocation=metadata",
+            "preallocation=falloc",
+            "preallocation=full",
         ] {
             let line = format!("-O qcow2 -o {options} --size {size}");
             if size == "16T" && options.contains("4K") {
@@ -73,7 +76,12 @@ fn a_copy_never_takes_more_than_was_said() {
     std::fs::write(place.path("plain"), vec![9; 5_000_192]).unwrap();
     let mut copies = 0;
     for source in ["top", "base", "-f raw plain"] {
-        for options in ["cluster_size=64K", "cluster_size=4K", "extended_l2=on"] {
+        for options in [
+            "cluster_size=64K",
+            "cluster_size=4K",
+            "extended_l2=on",
+            "preallocation=full",
+        ] {
             let line = format!("-O qcow2 -o {options} {source}");
             assert_equal(&place, &line);
             let said = place.json(&format!("measure {line}"));

@@ -5,7 +5,7 @@ use crate::convert::to_u64;
 use crate::error::{Error, Result};
 use crate::format::bitmap::{self, DirectoryEntry};
 use crate::geometry::Geometry;
-use crate::image::CreateOptions;
+use crate::image::{CreateOptions, Preallocation};
 use crate::units::HostOffset;
 
 /// Bytes of disk that are mapped at once.
@@ -75,7 +75,12 @@ impl Measure<'_> {
         let shape = Shape::new(&geometry);
         let whole = self.size().next_multiple_of(shape.cluster);
         let full = shape.full_size(whole);
+        let taken = matches!(
+            options.preallocation,
+            Preallocation::Falloc | Preallocation::Full
+        );
         let data = match self {
+            _ if taken => whole,
             Self::Size(_) => 0,
             // Nobody knows how much of it the backing file will hold.
             Self::Disk(_) if options.backing.is_some() => whole,
