@@ -4,7 +4,7 @@ use clap::{Args, Parser, Subcommand};
 
 use crate::cmd::{
     backup, bitmap, check, checkpoint, compare, completions, convert, create, demo, info, map,
-    measure, resize, restore, serve, snapshot,
+    measure, rebase, resize, restore, serve, snapshot,
 };
 use crate::exit::{Exit, Outcome};
 use crate::out::{self, Form, Out};
@@ -52,6 +52,7 @@ enum Command {
     Compare(compare::Compare),
     Measure(measure::Measure),
     Snapshot(snapshot::Snapshot),
+    Rebase(rebase::Rebase),
     #[command(subcommand)]
     Bitmap(bitmap::Bitmap),
     #[command(subcommand)]
@@ -92,6 +93,7 @@ fn run() -> Outcome {
         Command::Compare(command) => command.run(&mut out),
         Command::Measure(command) => command.run(&mut out),
         Command::Snapshot(command) => command.run(&mut out),
+        Command::Rebase(command) => command.run(&mut out),
         Command::Bitmap(command) => command.run(&mut out),
         Command::Checkpoint(command) => command.run(&mut out),
         Command::Backup(command) => command.run(&mut out),

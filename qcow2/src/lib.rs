@@ -32,8 +32,8 @@ pub use codec::CompressionType;
 pub use error::{Damage, Error, Feature, Mistake, Result};
 pub use format::chain;
 pub use image::{
-    BackingReference, CreateOptions, DataFileReference, Extent, Gate, Image, NoFiles, OpenOptions,
-    Packed, Packer, PlainFiles, Preallocation, Shrink, Update,
+    BackingReference, Below, CreateOptions, DataFileReference, Extent, Gate, Image, NoFiles,
+    OpenOptions, Packed, Packer, PlainFiles, Preallocation, Shrink, Update,
 };
 pub use snapshots::{Delta, Moment, SnapshotInfo};
 pub use storage::{FileStorage, MappedStorage, MemoryStorage, Sharing, Storage};

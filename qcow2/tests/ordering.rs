@@ -11,9 +11,10 @@ use std::sync::Arc;
 use common::{add_bitmap, granularity, open_bytes, reading, writing};
 use tidemark_fixtures::storage::{CrashStorage, CrashWorld, Event, EventKind};
 use tidemark_qcow2::chain::Scheme;
+use tidemark_qcow2::transfer::RebaseOptions;
 use tidemark_qcow2::{
-    BackingReference, CreateOptions, DataFileReference, Error, Gate, Image, OpenOptions,
-    Preallocation, Shrink, Storage, proof,
+    BackingReference, CreateOptions, DataFileReference, Error, Gate, Image, MemoryStorage,
+    OpenOptions, Preallocation, Shrink, Storage, proof, transfer,
 };
 
 const CLUSTER: u64 = 65536;
@@ -675,4 +676,53 @@ fn a_place_is_zeros_before_it_is_mapped() {
         let header = log.writes(0..512);
         log.durable_before("zeros", &place, &header);
     }
+}
+
+/// Shows two raw disks of one byte each below an image.
+#[derive(Clone, Copy, Debug)]
+struct Bases;
+
+impl Gate for Bases {
+    fn open(&self, reference: &BackingReference, _: &str) -> Result<Box<dyn Storage>, String> {
+        let byte = u8::try_from(reference.name.len()).unwrap();
+        let bytes = vec![byte; usize::try_from(SIZE).unwrap()];
+        Ok(Box::new(MemoryStorage::from_bytes(bytes)))
+    }
+}
+
+fn raw_base(name: &str) -> BackingReference {
+    BackingReference {
+        name: name.as_bytes().to_vec(),
+        format: "raw".to_owned(),
+    }
+}
+
+#[test]
+fn kept_data_precedes_the_new_backing_name() {
+    let options = CreateOptions {
+        backing: Some(raw_base("a")),
+        ..CreateOptions::new(SIZE)
+    };
+    let open = || OpenOptions::writing(Arc::new(Bases));
+    let storage = CrashStorage::new(Vec::new());
+    let image = Image::create(Box::new(storage.clone()), &options, open()).unwrap();
+    image.close().unwrap();
+    let storage = CrashStorage::new(storage.to_bytes());
+    let image = Image::open(Box::new(storage.clone()), open()).unwrap();
+    let rebase = RebaseOptions {
+        gate: Arc::new(Bases),
+        threads: 2,
+    };
+    transfer::rebase(image, Some(&raw_base("bb")), &rebase, &|_, _| {}).unwrap();
+    let log = Log {
+        events: storage.log().events().to_vec(),
+        bytes: storage.to_bytes(),
+    };
+    let header = log.writes(0..512);
+    for cluster_number in [0, SIZE / CLUSTER - 1] {
+        let data = log.writes(cluster(log.data(cluster_number)));
+        log.durable_before("what the old base showed", &data, &header);
+    }
+    let mapping = log.writes(entry(log.l1()));
+    log.durable_before("the mapping", &mapping, &header);
 }

@@ -13,6 +13,7 @@ pub(crate) mod info;
 mod info_text;
 pub(crate) mod map;
 pub(crate) mod measure;
+pub(crate) mod rebase;
 pub(crate) mod resize;
 pub(crate) mod restore;
 pub(crate) mod serve;

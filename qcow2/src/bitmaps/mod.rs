@@ -77,7 +77,11 @@ impl Image {
         // Refcounts and bitmaps that cannot be trusted are refused before the header changes.
         self.vet_claims(Purpose::Data)?;
         let entries = self.directory().entries(self.file())?.to_vec();
-        let tracker = Arc::new(Tracker::new(self, &entries)?);
+        let tracker = Tracker::new(self, &entries)?;
+        let tracker = Arc::new(match self.keeps_content() {
+            true => tracker.silent(),
+            false => tracker,
+        });
         let content = self.first_cluster().content().clone();
         let mut next = content.clone();
         next.header.autoclear &= next.header.upheld_autoclear(next.bitmaps.is_some());

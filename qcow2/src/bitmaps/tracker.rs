@@ -103,6 +103,14 @@ impl Tracker {
         })
     }
 
+    /// The same for a session that writes only what the disk shows already: it marks nothing.
+    pub(crate) fn silent(self) -> Self {
+        Self {
+            targets: Vec::new(),
+            ..self
+        }
+    }
+
     /// Whether any bit was marked.
     pub(crate) fn was_marked(&self) -> bool {
         self.targets.iter().any(|target| target.bits.bits_marked())

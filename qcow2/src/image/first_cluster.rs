@@ -7,7 +7,8 @@
 //! Invariants:
 //! - A commit writes first what the present sector 0 does not refer to, flushes, then writes
 //!   sector 0, and flushes. Torn anywhere, the image is the old one or the new one.
-//! - Other extensions, unknown header fields and the backing name are kept byte for byte.
+//! - Other extensions, unknown header fields and the backing name are kept byte for byte, unless
+//!   the commit is about them.
 //! - A layout of somebody else (QEMU rewrites the whole cluster in its own order) is first
 //!   *bridged*: the same content goes behind everything that is referred to, the chain extension
 //!   spanning the old content; from there the canonical layout can be written.
@@ -18,6 +19,7 @@
 
 use std::ops::Range;
 
+use super::BackingReference;
 use super::file::ImageFile;
 use super::layout::{Layout, fitting_slot};
 use crate::convert::to_u64;
@@ -36,6 +38,10 @@ pub(crate) struct Content {
     pub(crate) header: Header,
     pub(crate) bitmaps: Option<BitmapsExtension>,
     pub(crate) record: Option<ChainRecord>,
+    /// Extensions that are neither bitmaps nor chain, in order.
+    pub(crate) others: Vec<Extension>,
+    /// Name of the backing file; empty without one.
+    pub(crate) backing_name: Vec<u8>,
 }
 
 /// The first cluster as it is on disk.
@@ -44,12 +50,27 @@ pub(crate) struct FirstCluster {
     content: Content,
     reading: Reading,
     generation: u32,
-    /// Extensions that are neither bitmaps nor chain, in order.
-    others: Vec<Extension>,
     /// A bitmaps extension that breaks the rules; only repair meets one.
     broken: Option<BitmapsExtension>,
-    backing_name: Vec<u8>,
     bytes: Vec<u8>,
+}
+
+impl Content {
+    /// Names another backing file, or none. Its format extension comes first, as QEMU has it.
+    pub(crate) fn set_backing(&mut self, backing: Option<&BackingReference>) {
+        self.others
+            .retain(|entry| entry.kind != extension::BACKING_FORMAT);
+        self.backing_name.clear();
+        if let Some(backing) = backing {
+            let format = Extension {
+                kind: extension::BACKING_FORMAT,
+                data_offset: 0,
+                data: backing.format.clone().into_bytes(),
+            };
+            self.others.insert(0, format);
+            self.backing_name.extend_from_slice(&backing.name);
+        }
+    }
 }
 
 impl FirstCluster {
@@ -110,14 +131,14 @@ impl FirstCluster {
             header,
             bitmaps,
             record,
+            others,
+            backing_name,
         };
         Ok(Self {
             content,
             reading,
             generation,
-            others,
             broken,
-            backing_name,
             bytes,
         })
     }
@@ -129,7 +150,8 @@ impl FirstCluster {
 
     /// Lets go of stale bitmaps: the next commit leaves their extension out.
     pub(crate) fn forget_stale_bitmaps(&mut self) {
-        self.others.retain(|entry| entry.kind != extension::BITMAPS);
+        let others = &mut self.content.others;
+        others.retain(|entry| entry.kind != extension::BITMAPS);
     }
 
     pub(crate) fn content(&self) -> &Content {
@@ -145,7 +167,7 @@ impl FirstCluster {
     }
 
     pub(crate) fn others(&self) -> &[Extension] {
-        &self.others
+        &self.content.others
     }
 
     /// Generation of the slot that the next commit writes.
@@ -154,7 +176,7 @@ impl FirstCluster {
     }
 
     pub(crate) fn backing_name(&self) -> &[u8] {
-        &self.backing_name
+        &self.content.backing_name
     }
 
     /// Whether [`commit`](Self::commit) of such content finds room; nothing is written.
@@ -185,18 +207,17 @@ impl FirstCluster {
             None if is_opaque(&self.reading) => self.reading.clone(),
             None => Reading::Absent,
         };
-        if next.bitmaps.is_some() {
-            self.others.retain(|entry| entry.kind != extension::BITMAPS);
-        }
-        if next.record.is_some() {
-            self.others.retain(|entry| entry.kind != extension::CHAIN);
-        }
-        let name_offset = Header::from_bytes(&self.bytes)
-            .map_or(next.header.backing_name_offset, |header| {
-                header.backing_name_offset
-            });
+        let (bitmaps, record) = (next.bitmaps.is_some(), next.record.is_some());
         self.content = next;
-        self.content.header.backing_name_offset = name_offset;
+        self.content.others.retain(|entry| match entry.kind {
+            extension::BITMAPS => !bitmaps,
+            extension::CHAIN => !record,
+            _ => true,
+        });
+        if let Ok(header) = Header::from_bytes(&self.bytes) {
+            self.content.header.backing_name_offset = header.backing_name_offset;
+            self.content.header.backing_name_length = header.backing_name_length;
+        }
         self.generation = self.next_generation();
         Ok(())
     }
@@ -265,7 +286,7 @@ impl FirstCluster {
         }
         ranges.push(end.saturating_sub(HEAD_BYTES)..end);
         let name = crate::convert::to_usize(header.backing_name_offset);
-        ranges.push(name..name + self.backing_name.len());
+        ranges.push(name..name + self.backing_name().len());
         ranges
     }
 
@@ -290,7 +311,8 @@ impl FirstCluster {
         let mut out = self.bytes.clone();
         let old = Header::from_bytes(&out).ok()?;
         if old.length != next.header.length
-            || self.backing_name.is_empty() != (next.header.backing_name_offset == 0)
+            || self.content.backing_name != next.backing_name
+            || self.content.others != next.others
         {
             return None;
         }
@@ -298,12 +320,13 @@ impl FirstCluster {
         let find = |kind| list.iter().filter(move |entry| entry.kind == kind);
         let mut header = next.header.clone();
         header.backing_name_offset = old.backing_name_offset;
+        header.backing_name_length = old.backing_name_length;
         header.write(&mut out[..SECTOR]);
         let mut bitmaps = find(extension::BITMAPS);
         match (bitmaps.next(), bitmaps.next(), &next.bitmaps) {
             (None, _, None) => {}
             // A stale extension stays where it is as long as nothing replaces it.
-            (Some(_), None, None) if self.others.iter().any(is_bitmaps) => {}
+            (Some(_), None, None) if self.content.others.iter().any(is_bitmaps) => {}
             (Some(_), None, Some(new)) if self.content.bitmaps.as_ref() == Some(new) => {}
             (Some(entry), None, Some(new))
                 if entry.data_offset + EXTENSION_BYTES <= SECTOR

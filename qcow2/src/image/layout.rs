@@ -6,7 +6,7 @@
 //! and the bridge behind it, fit as well.
 
 use super::first_cluster::{Content, FirstCluster, SECTOR};
-use crate::convert::to_u64;
+use crate::convert::{to_u32, to_u64};
 use crate::error::Feature;
 use crate::format::bitmap::EXTENSION_BYTES;
 use crate::format::chain::{self, ChainRecord, Detail, Head};
@@ -54,7 +54,7 @@ impl Layout {
     ) -> std::result::Result<Self, Feature> {
         let size = next.header.geometry.cluster_len();
         let data_start = chain_data_start(next);
-        let rest = rest_len(cluster, next);
+        let rest = rest_len(next);
         let Some(record) = &next.record else {
             let end = data_start - HEAD_BYTES + rest;
             return Self {
@@ -71,10 +71,10 @@ impl Layout {
         let present = cluster.content().record.as_ref();
         let grows = present
             .is_none_or(|old| old.encode_slot(generation, Detail::Required).len() < required);
-        let mut capacity = slot_capacity(cluster, next, Reserve::ForOthers);
+        let mut capacity = slot_capacity(next, Reserve::ForOthers);
         if required > capacity && !grows {
             // Others took what was kept for them: what is there already may stay.
-            capacity = slot_capacity(cluster, next, Reserve::Nothing);
+            capacity = slot_capacity(next, Reserve::Nothing);
         }
         let no_room = Feature::NoRoomInFirstCluster {
             what: "the chain record",
@@ -126,7 +126,7 @@ impl Layout {
         let slot = match &next.record {
             None => Vec::new(),
             Some(record) => {
-                let available = size.saturating_sub(start + rest_len(cluster, next));
+                let available = size.saturating_sub(start + rest_len(next));
                 let needed = record.encode_slot(generation, Detail::Required).len();
                 let what = "a safe change of the header's layout";
                 fitting_slot(record, generation, available).ok_or(
@@ -139,7 +139,7 @@ impl Layout {
             }
         };
         let chain_end = start + slot.len().next_multiple_of(8);
-        let end = chain_end + rest_len(cluster, next);
+        let end = chain_end + rest_len(next);
         Self {
             chain_end: Some(chain_end),
             slots: [start; 2],
@@ -184,13 +184,13 @@ impl Layout {
             front.extend_from_slice(&head.encode());
         }
         let mut tail = Vec::new();
-        for entry in kept(cluster, next) {
+        for entry in kept(next) {
             entry.write(&mut tail);
         }
         extension::write_head(extension::END, 0, &mut tail);
         let tail_start = self.chain_end.unwrap_or(front.len());
         let name_start = tail_start + tail.len();
-        tail.extend_from_slice(cluster.backing_name());
+        tail.extend_from_slice(&next.backing_name);
 
         let mut out = base.to_vec();
         out.resize(next.header.geometry.cluster_len(), 0);
@@ -200,9 +200,11 @@ impl Layout {
         out[slot_at..slot_at + self.slot.len()].copy_from_slice(&self.slot);
         out[tail_start..tail_start + tail.len()].copy_from_slice(&tail);
         let mut header = next.header.clone();
-        if !cluster.backing_name().is_empty() {
-            header.backing_name_offset = to_u64(name_start);
-        }
+        header.backing_name_length = to_u32(to_u64(next.backing_name.len()));
+        header.backing_name_offset = match header.backing_name_length {
+            0 => 0,
+            _ => to_u64(name_start),
+        };
         header.write(&mut out);
         out
     }
@@ -219,22 +221,19 @@ fn chain_data_start(next: &Content) -> usize {
 }
 
 /// Other extensions that stay: a stale copy of what is now written goes.
-fn kept<'a>(cluster: &'a FirstCluster, next: &Content) -> impl Iterator<Item = &'a Extension> {
+fn kept(next: &Content) -> impl Iterator<Item = &Extension> {
     let (bitmaps, record) = (next.bitmaps.is_some(), next.record.is_some());
-    cluster
-        .others()
-        .iter()
-        .filter(move |entry| match entry.kind {
-            extension::BITMAPS => !bitmaps,
-            extension::CHAIN => !record,
-            _ => true,
-        })
+    next.others.iter().filter(move |entry| match entry.kind {
+        extension::BITMAPS => !bitmaps,
+        extension::CHAIN => !record,
+        _ => true,
+    })
 }
 
 /// Bytes of other extensions, end marker and backing name.
-fn rest_len(cluster: &FirstCluster, next: &Content) -> usize {
-    let others: usize = kept(cluster, next).map(Extension::span).sum();
-    others + HEAD_BYTES + cluster.backing_name().len()
+fn rest_len(next: &Content) -> usize {
+    let others: usize = kept(next).map(Extension::span).sum();
+    others + HEAD_BYTES + next.backing_name.len()
 }
 
 /// What a layout leaves free.
@@ -247,12 +246,12 @@ enum Reserve {
 
 /// Bytes that one slot may take so that QEMU can still rewrite the cluster in its own order, with
 /// a longer backing name, and so that its layout can still be bridged back to ours.
-fn slot_capacity(cluster: &FirstCluster, next: &Content, reserve: Reserve) -> usize {
+fn slot_capacity(next: &Content, reserve: Reserve) -> usize {
     let size = next.header.geometry.cluster_len();
     let free = |used: usize| size.saturating_sub(used);
-    let mut rest = rest_len(cluster, next);
+    let mut rest = rest_len(next);
     if reserve == Reserve::ForOthers {
-        rest += foreign_slack(cluster, next);
+        rest += foreign_slack(next);
     }
     if size < 4 * SECTOR {
         // One slot inside sector 0; half of what is left stays for a backing name.
@@ -261,7 +260,7 @@ fn slot_capacity(cluster: &FirstCluster, next: &Content, reserve: Reserve) -> us
         return (left / share) & !7;
     }
     if reserve == Reserve::ForOthers {
-        let longest = MAX_BACKING_NAME.saturating_sub(cluster.backing_name().len());
+        let longest = MAX_BACKING_NAME.saturating_sub(next.backing_name.len());
         rest += if size > 4096 {
             longest
         } else {
@@ -275,8 +274,8 @@ fn slot_capacity(cluster: &FirstCluster, next: &Content, reserve: Reserve) -> us
 }
 
 /// What QEMU adds when it rewrites the cluster, as far as it is not there yet.
-fn foreign_slack(cluster: &FirstCluster, next: &Content) -> usize {
-    let missing = |kind| !cluster.others().iter().any(|entry| entry.kind == kind);
+fn foreign_slack(next: &Content) -> usize {
+    let missing = |kind| !next.others.iter().any(|entry| entry.kind == kind);
     let mut slack = V3_LENGTH.saturating_sub(next.header.length);
     if next.header.geometry.cluster_len() > 4096 && missing(extension::FEATURE_NAMES) {
         slack += FEATURE_TABLE_SPAN;

@@ -48,6 +48,24 @@ impl Extent {
     }
 }
 
+/// How far down a walk looks.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Scope {
+    /// Through the layers below; seen from so many layers above.
+    Chain(u64),
+    /// Not below the image itself.
+    Alone,
+}
+
+impl Scope {
+    fn depth(self) -> u64 {
+        match self {
+            Self::Chain(depth) => depth,
+            Self::Alone => 0,
+        }
+    }
+}
+
 impl Image {
     /// Maximal runs of `len` bytes from `offset` on.
     ///
@@ -56,7 +74,7 @@ impl Image {
     pub fn map(&self, offset: u64, len: u64) -> Result<Vec<Extent>> {
         self.check_range(offset, len)?;
         let mut extents = Vec::new();
-        self.map_into(offset, offset + len, 0, &mut extents)?;
+        self.map_into(offset, offset + len, Scope::Chain(0), &mut extents)?;
         Ok(extents)
     }
 
@@ -70,8 +88,16 @@ impl Image {
         }
     }
 
-    /// Appends the runs of `start..end`, seen from `depth` layers above.
-    fn map_into(&self, start: u64, end: u64, depth: u64, out: &mut Vec<Extent>) -> Result<()> {
+    /// The runs of `start..end` as this image alone has them: what a layer below would show is not
+    /// present.
+    pub(super) fn map_own(&self, start: u64, end: u64) -> Result<Vec<Extent>> {
+        let mut extents = Vec::new();
+        self.map_into(start, end, Scope::Alone, &mut extents)?;
+        Ok(extents)
+    }
+
+    /// Appends the runs of `start..end`.
+    fn map_into(&self, start: u64, end: u64, scope: Scope, out: &mut Vec<Extent>) -> Result<()> {
         let mut at = start;
         while at < end {
             let cluster = self.geometry.guest_cluster(at);
@@ -81,7 +107,7 @@ impl Image {
                 let stop = next_table
                     .saturating_mul(self.geometry.cluster_bytes())
                     .min(end);
-                self.map_below(at, stop, None, depth, out)?;
+                self.map_below(at, stop, None, scope, out)?;
                 at = stop;
                 continue;
             };
@@ -92,7 +118,7 @@ impl Image {
                 let inside = self.geometry.offset_in_cluster(at);
                 let (part, len) = entry.part(inside, &self.geometry);
                 let next = (at + len).min(stop);
-                self.map_part(part, at, next, depth, out)?;
+                self.map_part(part, at, next, scope, out)?;
                 at = next;
             }
         }
@@ -104,13 +130,13 @@ impl Image {
         part: Part,
         start: u64,
         end: u64,
-        depth: u64,
+        scope: Scope,
         out: &mut Vec<Extent>,
     ) -> Result<()> {
         let base = Extent {
             start,
             length: end - start,
-            depth,
+            depth: scope.depth(),
             present: true,
             zero: false,
             data: true,
@@ -119,7 +145,7 @@ impl Image {
         };
         let shown = |place: HostOffset| self.shown_offset(place).map(|place| place.0);
         let extent = match part {
-            Part::Below(reserved) => return self.map_below(start, end, reserved, depth, out),
+            Part::Below(reserved) => return self.map_below(start, end, reserved, scope, out),
             Part::Zeros(reserved) => Extent {
                 zero: true,
                 data: false,
@@ -145,13 +171,13 @@ impl Image {
         start: u64,
         end: u64,
         reserved: Option<HostOffset>,
-        depth: u64,
+        scope: Scope,
         out: &mut Vec<Extent>,
     ) -> Result<()> {
         let nothing = |from: u64| Extent {
             start: from,
             length: end - from,
-            depth,
+            depth: scope.depth(),
             present: false,
             zero: true,
             data: false,
@@ -160,13 +186,13 @@ impl Image {
                 .and_then(|place| self.shown_offset(place))
                 .map(|place| place.0 + (from - start)),
         };
-        let Some(layer) = &self.backing else {
+        let (Some(layer), Scope::Chain(depth)) = (&self.backing, scope) else {
             push(out, nothing(start));
             return Ok(());
         };
         let stop = layer.size().clamp(start, end);
         match layer {
-            Layer::Image(image) => image.map_into(start, stop, depth + 1, out)?,
+            Layer::Image(image) => image.map_into(start, stop, Scope::Chain(depth + 1), out)?,
             Layer::Raw { file, .. } => map_raw(file, start, stop, depth + 1, out)?,
         }
         // Beyond the end of the layer below it is this layer that reads as zero.
@@ -197,7 +223,7 @@ impl Image {
     /// The same for a range of bytes, as far as it lies inside the disk.
     pub(super) fn range_reads_as_zero(&self, start: u64, end: u64) -> Result<bool> {
         let mut extents = Vec::new();
-        self.map_into(start, end.min(self.size()), 0, &mut extents)?;
+        self.map_into(start, end.min(self.size()), Scope::Chain(0), &mut extents)?;
         Ok(extents.iter().all(|extent| extent.zero))
     }
 }

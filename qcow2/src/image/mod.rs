@@ -6,7 +6,7 @@
 //! - Before guest data is issued, every recording bitmap holds its mark; see [`crate::bitmaps`].
 //! - Opening writes nothing, and opening without a later guest write leaves every byte as it was.
 
-mod backing;
+pub(crate) mod backing;
 mod claims;
 mod create;
 mod data_file;
@@ -25,6 +25,7 @@ mod pack;
 mod preallocate;
 mod read;
 mod resize;
+mod set_backing;
 mod update;
 mod write;
 
@@ -39,6 +40,7 @@ pub use open::OpenOptions;
 pub use pack::{Packed, Packer};
 pub use preallocate::Preallocation;
 pub use resize::Shrink;
+pub use set_backing::Below;
 pub use update::Update;
 
 pub(crate) use self::next_mapping::{ADD, DROP, NextMapping};
@@ -81,6 +83,10 @@ pub struct Image {
     backing: Option<Layer>,
     guest: GuestData,
     has_backing_name: bool,
+    /// A backing file is about to be named.
+    backing_to_come: AtomicBool,
+    /// What is written is what the disk shows already.
+    keeps_content: AtomicBool,
     /// Entries of the active L1 table as they should be on disk. The table is replaced as a whole
     /// only while the entrance is closed and all cluster locks are owned.
     l1: RwLock<Vec<AtomicU64>>,

@@ -143,6 +143,8 @@ impl Image {
             backing,
             guest,
             has_backing_name: !first.backing_name().is_empty(),
+            backing_to_come: AtomicBool::new(false),
+            keeps_content: AtomicBool::new(false),
             l1: RwLock::new(l1),
             tables: TableCache::new(&header.geometry),
             compression: CompressionType::from_byte(header.compression_type),

@@ -1,4 +1,4 @@
-//! Whole disks on the move: convert, compare, measure.
+//! Whole disks on the move: convert, compare, measure, rebase.
 //!
 //! A layer above the image and its bitmaps. It owns how a disk is cut into pieces, how many threads
 //! work on them, and what is read or skipped; it knows no command line and opens no file by name.
@@ -16,6 +16,7 @@ mod convert;
 mod crew;
 mod measure;
 mod pieces;
+mod rebase;
 mod source;
 mod target;
 mod zeros;
@@ -23,6 +24,7 @@ mod zeros;
 pub use compare::{CompareError, CompareOptions, Comparison, compare};
 pub use convert::{ConvertOptions, Converted, check_bitmaps, convert};
 pub use measure::{Measure, Measured};
+pub use rebase::{RebaseOptions, Rebased, rebase};
 pub use source::Source;
 pub use target::Target;
 

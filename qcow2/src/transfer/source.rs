@@ -2,10 +2,11 @@
 
 use crate::convert::{to_u64, to_usize};
 use crate::error::Result;
+use crate::image::backing::Layer;
 use crate::image::file::ImageFile;
 use crate::image::map::map_raw;
-use crate::image::{Extent, Image};
-use crate::storage::Storage;
+use crate::image::{BackingReference, Extent, Image, OpenOptions};
+use crate::storage::{FileIdentity, Storage};
 use crate::units::HostOffset;
 
 /// Bytes of an image that count as data when their start is not a hole.
@@ -43,6 +44,23 @@ impl Source {
         Ok(Self {
             kind: Kind::Raw { file, size },
         })
+    }
+
+    /// What `reference` would show as the backing file of `overlay`, opened with its own chain
+    /// through the gate of `options`.
+    ///
+    /// # Errors
+    /// The gate's refusal; those of [`Image::open`].
+    pub(super) fn below(
+        overlay: &Image,
+        reference: &BackingReference,
+        options: &OpenOptions,
+    ) -> Result<Self> {
+        let kind = match Layer::open(reference, overlay.file(), options)? {
+            Layer::Image(image) => Kind::Image(image),
+            Layer::Raw { file, size } => Kind::Raw { file, size },
+        };
+        Ok(Self { kind })
     }
 
     /// Bytes of the disk.
@@ -146,6 +164,30 @@ impl Source {
         let present = self.size().saturating_sub(offset).min(to_u64(buf.len()));
         let (inside, beyond) = buf.split_at_mut(to_usize(present));
         beyond.fill(0);
-        self.read(inside, offset)
+        match inside.is_empty() {
+            true => Ok(()),
+            false => self.read(inside, offset),
+        }
+    }
+}
+
+impl Source {
+    /// Whether a file is this disk, or one of those that its data comes from.
+    pub(super) fn is_made_of(&self, identity: FileIdentity) -> bool {
+        match &self.kind {
+            Kind::Image(image) => image.is_made_of(identity),
+            Kind::Raw { file, .. } => file.storage().identity() == Some(identity),
+        }
+    }
+
+    /// Whether every byte of a range certainly reads as zero, as far as the tables say; what lies
+    /// beyond the disk's end is zero.
+    pub(super) fn is_zero(&self, start: u64, end: u64) -> Result<bool> {
+        let end = end.min(self.size());
+        if start >= end {
+            return Ok(true);
+        }
+        let extents = self.map(start, end - start)?;
+        Ok(extents.iter().all(|extent| extent.zero))
     }
 }

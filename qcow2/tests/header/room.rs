@@ -1,8 +1,8 @@
 //! Room for QEMU's rewrite beside our record, and what happens without it.
 
 use tidemark_fixtures::oracle::{qemu_img, qemu_io};
-use tidemark_qcow2::Feature;
 use tidemark_qcow2::chain::Reading;
+use tidemark_qcow2::{BackingReference, Below, Feature};
 
 use crate::common::{self, granularity};
 use crate::desk::*;
@@ -185,4 +185,50 @@ pub(crate) fn an_image_without_room_for_a_record_still_records() {
     qemu_img::check(&desk.path).assert_clean();
     let image = desk.open();
     assert!(image.load_bitmap("b").unwrap().test(900_000));
+}
+
+/// Another backing name that does not fit beside record, bitmaps and extensions of others.
+#[test]
+pub(crate) fn a_backing_name_without_room_is_refused_before_the_first_byte() {
+    let _turn = common::alone();
+    let (mut refused, mut fitted) = (0, 0);
+    for cluster_bits in [9, 10, 11, 12, 16] {
+        let Some(bytes) = fresh(cluster_bits, 8) else {
+            continue;
+        };
+        let desk = Desk::put(&bytes);
+        let image = desk.open();
+        publish(&image, most(&bytes)).unwrap();
+        image.close().unwrap();
+        let before = desk.bytes();
+        let record = desk.chain();
+        for name_len in [30, 200, 500, 1023] {
+            for below in [Below::Same, Below::Unknown] {
+                std::fs::write(&desk.path, &before).unwrap();
+                let name = backing_name(name_len).into_bytes();
+                let reference = BackingReference {
+                    name,
+                    format: "raw".to_owned(),
+                };
+                match desk.open().set_backing(Some(&reference), below) {
+                    Ok(()) => {
+                        assert_eq!(desk.open().backing(), Some(reference));
+                        assert!(matches!(desk.chain(), Reading::Current(_)));
+                        assert_eq!(desk.open().check().unwrap().exit_code(), 0);
+                        fitted += 1;
+                    }
+                    Err(error) => {
+                        let feature = error.feature();
+                        let room = matches!(feature, Some(Feature::NoRoomInFirstCluster { .. }));
+                        assert!(room, "2^{cluster_bits}, {name_len}: {error}");
+                        assert!(desk.bytes() == before, "something was written");
+                        assert_eq!(desk.chain(), record);
+                        refused += 1;
+                    }
+                }
+            }
+        }
+    }
+    println!("{refused} names refused, {fitted} fitted");
+    assert!(refused >= 8 && fitted >= 8, "{refused}, {fitted}");
 }

@@ -1,13 +1,16 @@
 //! Every tear of a header write leaves the old or the new header.
 
+use std::collections::BTreeMap;
+
 use tidemark_fixtures::oracle::{qemu_img, qemu_io};
 use tidemark_fixtures::random::Random;
 use tidemark_qcow2::chain::{ChainRecord, Identity, ImageUuid, Scheme};
-use tidemark_qcow2::{Error, Feature, Image};
+use tidemark_qcow2::{BackingReference, Below, Error, Feature, Image};
 
 use crate::common::{self, granularity};
 use crate::desk::*;
 use crate::view::*;
+use crate::walk::BACKING_FORMAT;
 
 /// What one structural change does.
 pub(crate) type Change = fn(&Image) -> Result<(), Error>;
@@ -16,13 +19,13 @@ pub(crate) type Change = fn(&Image) -> Result<(), Error>;
 /// judged.
 pub(crate) fn tear(
     bytes: &[u8],
-    change: Change,
+    change: impl FnOnce(Image) -> Result<(), Error>,
     sample: usize,
     what: &str,
 ) -> (usize, usize, usize) {
     let storage = Watched::new(bytes);
     let image = Image::open_unbacked(Box::new(storage.clone()), true).unwrap();
-    match change(&image) {
+    match change(image) {
         Ok(()) => {}
         Err(Error::Unsupported {
             feature: Feature::NoRoomInFirstCluster { .. },
@@ -32,11 +35,14 @@ pub(crate) fn tear(
         }
         Err(error) => panic!("{what}: {error}"),
     }
-    drop(image);
     let (after, writes) = storage.with(|state| state.clone());
     let (old, new) = (View::of(bytes).unwrap(), View::of(&after).unwrap());
     assert_ne!(old, new, "{what}: nothing changed");
-    assert_eq!(old.foreign, new.foreign, "{what}: foreign parts changed");
+    assert_eq!(
+        others(&old),
+        others(&new),
+        "{what}: parts of others changed"
+    );
     let (mut images, mut judged) = (0, 0);
     for (step, write) in writes.iter().enumerate() {
         for torn in write.tears() {
@@ -54,6 +60,13 @@ pub(crate) fn tear(
         }
     }
     (writes.len(), images, judged)
+}
+
+/// Extensions of others but for the backing format, which goes with the backing name.
+fn others(view: &View) -> BTreeMap<u32, Vec<u8>> {
+    let mut parts = view.foreign.0.clone();
+    parts.remove(&BACKING_FORMAT);
+    parts
 }
 
 /// QEMU opens a torn image, shows the same bitmaps, and finds at worst leaks; we can go on.
@@ -186,7 +199,7 @@ pub(crate) fn every_tear_of_a_header_write_leaves_the_old_or_the_new_header() {
                         "2^{cluster_bits}, name {name_len}, {checkpoints:x} checkpoints, {layout} \
                          layout, change of {change_name}"
                     );
-                    let (writes, images, judged) = tear(&bytes, change, 61, &what);
+                    let (writes, images, judged) = tear(&bytes, |image| change(&image), 61, &what);
                     total = (total.0 + writes, total.1 + images, total.2 + judged);
                 }
             }
@@ -198,6 +211,52 @@ pub(crate) fn every_tear_of_a_header_write_leaves_the_old_or_the_new_header() {
     );
     assert!(
         total.0 > 100 && total.1 > 1000,
+        "the sweep shrank: {total:?}"
+    );
+}
+
+/// Another backing name is one write of the header, too: longer or shorter, of another format, or
+/// none, beside a record, bitmaps and extensions of others.
+#[test]
+pub(crate) fn every_tear_of_another_backing_name_leaves_the_old_or_the_new_one() {
+    tidemark_fixtures::require_qemu!();
+    let _turn = common::alone();
+    let names: [(Option<usize>, &str, Below); 5] = [
+        (Some(4), "raw", Below::Same),
+        (Some(5), "raw", Below::Unknown),
+        (Some(300), "raw", Below::Same),
+        (Some(1000), "raw", Below::Unknown),
+        (None, "", Below::Same),
+    ];
+    let mut total = (0, 0, 0);
+    for cluster_bits in [9, 11, 12, 16] {
+        for (name_len, checkpoints) in [(0, 0), (8, 4), (1000, 30)] {
+            for (layout, bytes) in layouts(cluster_bits, name_len, checkpoints) {
+                for (len, format, below) in names {
+                    let what = format!(
+                        "2^{cluster_bits}, name {name_len}, {checkpoints} checkpoints, {layout} \
+                         layout, then {len:?}"
+                    );
+                    let reference = len.map(|len| BackingReference {
+                        name: backing_name(len).into_bytes(),
+                        format: format.to_owned(),
+                    });
+                    if len.unwrap_or(0) == name_len {
+                        continue;
+                    }
+                    let change = |image: Image| image.set_backing(reference.as_ref(), below);
+                    let (writes, images, judged) = tear(&bytes, change, 211, &what);
+                    total = (total.0 + writes, total.1 + images, total.2 + judged);
+                }
+            }
+        }
+    }
+    println!(
+        "{} header writes, {} torn images, {} judged by QEMU",
+        total.0, total.1, total.2
+    );
+    assert!(
+        total.0 > 150 && total.1 > 900,
         "the sweep shrank: {total:?}"
     );
 }

@@ -70,6 +70,7 @@ pub(super) fn publish(image: &Image, header: &Header, salvage: Salvage) -> Resul
         directory_bytes,
         directory_offset: host(directory_step),
     };
+    let stale = forget_stale(image)?;
     let mut next = if changed {
         let bitmaps = (!entries.is_empty()).then_some(extension);
         content(image, &entries, bitmaps, &mut losses)
@@ -78,7 +79,7 @@ pub(super) fn publish(image: &Image, header: &Header, salvage: Salvage) -> Resul
     };
     next.header.refcount_table_offset = geometry.host_offset(HostCluster(place.table.start));
     next.header.refcount_table_clusters = to_u32(place.table.end - place.table.start);
-    losses.extend(forget_stale(image)?.into_iter().map(Loss::Stale));
+    losses.extend(stale.into_iter().map(Loss::Stale));
     image.first_cluster().check_room(file, &next)?;
     write_tables(image, &kept)?;
     if changed && !entries.is_empty() {
@@ -182,8 +183,9 @@ fn content(
 /// Takes the bitmaps out of the header: there are none that anybody could use.
 pub(super) fn drop_bitmaps(image: &Image) -> Result<Vec<Loss>> {
     let mut losses = Vec::new();
+    let stale = forget_stale(image)?;
     let next = content(image, &[], None, &mut losses);
-    losses.extend(forget_stale(image)?.into_iter().map(Loss::Stale));
+    losses.extend(stale.into_iter().map(Loss::Stale));
     image.first_cluster().check_room(image.file(), &next)?;
     image.first_cluster().commit(image.file(), next)?;
     Ok(losses)

@@ -11,7 +11,6 @@ use crate::bitmaps::{BitmapInfo, proof};
 use crate::convert::{to_u32, to_u64, to_usize};
 use crate::error::{Error, Feature, Result};
 use crate::format::bitmap::{self, BitmapsExtension, DirectoryEntry, TableEntry};
-use crate::format::chain::ChainRecord;
 use crate::format::header::Header;
 use crate::format::limits;
 use crate::image::first_cluster::Content;
@@ -37,15 +36,7 @@ impl Update<'_> {
             }
         };
         let entries: Vec<DirectoryEntry> = self.slots.into_iter().map(|slot| slot.entry).collect();
-        let committed = commit_header(
-            image,
-            &self.header,
-            counts,
-            extension,
-            self.record,
-            &entries,
-        );
-        if let Err(error) = committed {
+        if let Err(error) = commit_header(image, self.content, counts, extension, &entries) {
             if matches!(error, Error::Unsupported { .. }) {
                 // Refused before the first byte: the new clusters are nobody's.
                 image.with_allocator(|allocator, _| allocator.free_now(&image.file, &taken))?;
@@ -88,8 +79,7 @@ impl Update<'_> {
             directory_offset: HostOffset::ZERO,
         });
         let first = lock(&self.image.first);
-        let record = self.record.clone();
-        let next = next_content(&self.header, first.header(), None, bitmaps, record);
+        let next = next_content(&self.content, first.header(), None, bitmaps);
         first.check_room(&self.image.file, &next)
     }
 
@@ -172,41 +162,37 @@ fn write_new(
 
 fn commit_header(
     image: &Image,
-    header: &Header,
+    mut content: Content,
     counts: Option<TablePlace>,
     extension: Option<BitmapsExtension>,
-    record: Option<ChainRecord>,
     entries: &[DirectoryEntry],
 ) -> Result<()> {
     let mut first = lock(&image.first);
-    let record = record.map(|mut record| {
+    if let Some(record) = &mut content.record {
         record.directory_digest =
-            proof::directory_digest(&record, entries.iter().map(BitmapInfo::from));
-        record
-    });
-    let next = next_content(header, first.header(), counts, extension, record);
+            proof::directory_digest(record, entries.iter().map(BitmapInfo::from));
+    }
+    let next = next_content(&content, first.header(), counts, extension);
     first.commit(&image.file, next)
 }
 
 fn next_content(
-    wanted: &Header,
+    wanted: &Content,
     present: &Header,
     counts: Option<TablePlace>,
     bitmaps: Option<BitmapsExtension>,
-    record: Option<ChainRecord>,
 ) -> Content {
-    let mut header = wanted.clone();
-    // It may have moved while the structures were written.
-    header.refcount_table_offset = present.refcount_table_offset;
-    header.refcount_table_clusters = present.refcount_table_clusters;
-    if let Some((offset, clusters)) = counts {
-        header.refcount_table_offset = offset;
-        header.refcount_table_clusters = clusters;
-    }
-    header.autoclear = wanted.upheld_autoclear(bitmaps.is_some());
-    Content {
-        header,
+    let mut next = Content {
         bitmaps,
-        record,
+        ..wanted.clone()
+    };
+    // It may have moved while the structures were written.
+    next.header.refcount_table_offset = present.refcount_table_offset;
+    next.header.refcount_table_clusters = present.refcount_table_clusters;
+    if let Some((offset, clusters)) = counts {
+        next.header.refcount_table_offset = offset;
+        next.header.refcount_table_clusters = clusters;
     }
+    next.header.autoclear = wanted.header.upheld_autoclear(next.bitmaps.is_some());
+    next
 }

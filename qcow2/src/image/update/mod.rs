@@ -17,7 +17,8 @@ mod stage;
 use tidemark_bitmap::Bitmap;
 
 use self::retire::free_retired;
-use super::{Image, Purpose, lock};
+use super::first_cluster::Content;
+use super::{BackingReference, Image, Purpose, lock};
 use crate::alloc::HostRun;
 use crate::error::{Error, Result};
 use crate::format::bitmap::DirectoryEntry;
@@ -39,9 +40,9 @@ pub(super) struct Slot {
 pub struct Update<'a> {
     image: &'a Image,
     pub(super) slots: Vec<Slot>,
-    pub(super) record: Option<ChainRecord>,
-    /// The header to come; the bitmaps' autoclear bit and the refcount table are not taken from it.
-    header: Header,
+    /// What the first cluster is to say; the bitmaps, their autoclear bit and the refcount table are
+    /// not taken from it.
+    content: Content,
     changed: bool,
     /// The allocator holds refcounts that become true with the header.
     next_counts: bool,
@@ -94,11 +95,14 @@ impl Image {
     fn end_tracking(&self) -> Result<()> {
         self.sync()?;
         if let Some(tracker) = self.tracker() {
-            if tracker.was_marked() {
+            let marked = tracker.was_marked();
+            if marked {
                 tracker.narrow(self)?;
             }
             self.set_tracker(None);
-            self.refresh_proofs()?;
+            if marked {
+                self.refresh_proofs()?;
+            }
         }
         Ok(())
     }
@@ -129,8 +133,7 @@ impl<'a> Update<'a> {
         Ok(Self {
             image,
             slots,
-            record: content.record,
-            header: content.header,
+            content,
             changed: false,
             next_counts: false,
             retired: Vec::new(),
@@ -144,19 +147,25 @@ impl<'a> Update<'a> {
 
     /// The chain record as it will be.
     pub fn record(&self) -> Option<&ChainRecord> {
-        self.record.as_ref()
+        self.content.record.as_ref()
     }
 
     /// Virtual size of the disk as it will be.
     pub(crate) fn disk_bytes(&self) -> u64 {
-        self.header.disk_bytes
+        self.content.header.disk_bytes
     }
 
     /// The header as it will be, to be changed: disk size, L1, snapshots, feature bits. What it
     /// names must be counted and written before the update ends.
     pub(crate) fn header_mut(&mut self) -> &mut Header {
         self.changed = true;
-        &mut self.header
+        &mut self.content.header
+    }
+
+    /// Names another backing file, or none.
+    pub(super) fn set_backing(&mut self, backing: Option<&BackingReference>) {
+        self.changed = true;
+        self.content.set_backing(backing);
     }
 
     /// The refcounts that were staged in the allocator become true with the header.
@@ -168,6 +177,6 @@ impl<'a> Update<'a> {
     /// Replaces the chain record, or drops it.
     pub fn set_record(&mut self, record: Option<ChainRecord>) {
         self.changed = true;
-        self.record = record;
+        self.content.record = record;
     }
 }

@@ -31,11 +31,11 @@ impl Update<'_> {
             let name = BitmapInfo::from(&slot.entry).name;
             return Err(self.invalid(Mistake::BitmapInconsistent(name)));
         }
-        let mut record = self.record.clone();
+        let mut record = self.content.record.clone();
         for number in 0..self.slots.len() {
             self.resize_bitmap(number, size, record.as_mut())?;
         }
-        self.record = record;
+        self.content.record = record;
         self.header_mut().disk_bytes = size;
         Ok(())
     }

@@ -144,7 +144,7 @@ impl Image {
         start: u64,
         range: &Range<u64>,
     ) -> Option<(RawL2, bool)> {
-        let zero = |subclusters| match self.names_backing() {
+        let zero = |subclusters| match self.shows_backing() {
             true if self.geometry.extended_l2 => RawL2::partial(None, false, subclusters),
             true => RawL2::zero(&self.geometry),
             false => RawL2::UNALLOCATED,

@@ -19,7 +19,7 @@ impl Image {
     pub fn write_zeroes(&self, offset: u64, len: u64) -> Result<()> {
         self.change(offset, len, |tracker, at, len| {
             self.per_clusters(at, len, |start, len, whole| {
-                let showing = self.geometry.version == 2 && self.names_backing();
+                let showing = self.geometry.version == 2 && self.shows_backing();
                 if !whole || showing {
                     return self.write_zero_data(tracker, start, len);
                 }
@@ -37,7 +37,7 @@ impl Image {
     /// # Errors
     /// As [`write`](Self::write).
     pub fn discard(&self, offset: u64, len: u64) -> Result<()> {
-        if self.geometry.version == 2 && self.names_backing() {
+        if self.geometry.version == 2 && self.shows_backing() {
             return self.check_writable().and(self.check_range(offset, len));
         }
         self.change(offset, len, |tracker, at, len| {
@@ -102,7 +102,7 @@ impl Image {
             return Ok(Vec::new());
         }
         let (number, first_slot) = self.geometry.table_indexes(cluster);
-        let showing = self.names_backing();
+        let showing = self.shows_backing();
         if !showing && self.table(number)?.is_none() {
             return Ok(Vec::new());
         }
