@@ -3,8 +3,8 @@
 use clap::{Args, Parser, Subcommand};
 
 use crate::cmd::{
-    backup, bitmap, check, checkpoint, compare, completions, convert, create, demo, info, map,
-    measure, rebase, resize, restore, serve, snapshot,
+    backup, bitmap, check, checkpoint, commit, compare, completions, convert, create, demo, info,
+    map, measure, rebase, resize, restore, serve, snapshot,
 };
 use crate::exit::{Exit, Outcome};
 use crate::out::{self, Form, Out};
@@ -53,6 +53,7 @@ enum Command {
     Measure(measure::Measure),
     Snapshot(snapshot::Snapshot),
     Rebase(rebase::Rebase),
+    Commit(commit::Commit),
     #[command(subcommand)]
     Bitmap(bitmap::Bitmap),
     #[command(subcommand)]
@@ -94,6 +95,7 @@ fn run() -> Outcome {
         Command::Measure(command) => command.run(&mut out),
         Command::Snapshot(command) => command.run(&mut out),
         Command::Rebase(command) => command.run(&mut out),
+        Command::Commit(command) => command.run(&mut out),
         Command::Bitmap(command) => command.run(&mut out),
         Command::Checkpoint(command) => command.run(&mut out),
         Command::Backup(command) => command.run(&mut out),

@@ -11,7 +11,7 @@ use std::sync::Arc;
 use common::{add_bitmap, granularity, open_bytes, reading, writing};
 use tidemark_fixtures::storage::{CrashStorage, CrashWorld, Event, EventKind};
 use tidemark_qcow2::chain::Scheme;
-use tidemark_qcow2::transfer::RebaseOptions;
+use tidemark_qcow2::transfer::{CommitOptions, RebaseOptions};
 use tidemark_qcow2::{
     BackingReference, CreateOptions, DataFileReference, Error, Gate, Image, MemoryStorage,
     OpenOptions, Preallocation, Shrink, Storage, proof, transfer,
@@ -725,4 +725,70 @@ fn kept_data_precedes_the_new_backing_name() {
     }
     let mapping = log.writes(entry(log.l1()));
     log.durable_before("the mapping", &mapping, &header);
+}
+
+/// One backing file, whoever opens it.
+#[derive(Clone, Debug)]
+struct Below(CrashStorage);
+
+impl Gate for Below {
+    fn open(&self, _: &BackingReference, _: &str) -> Result<Box<dyn Storage>, String> {
+        Ok(Box::new(self.0.clone()))
+    }
+
+    fn open_for_writing(&self, _: &BackingReference, _: &str) -> Result<Box<dyn Storage>, String> {
+        Ok(Box::new(self.0.clone()))
+    }
+}
+
+#[test]
+fn committed_data_and_bitmaps_precede_the_emptied_overlay() {
+    let base = common::built(&options(), |image| add_bitmap(image, "b", 65_536));
+    let options = CreateOptions {
+        backing: Some(BackingReference {
+            format: "qcow2".to_owned(),
+            ..raw_base("base")
+        }),
+        ..CreateOptions::new(SIZE)
+    };
+    let top = CrashStorage::new(Vec::new());
+    let gate = Arc::new(Below(CrashStorage::new(base.clone())));
+    let image = Image::create(Box::new(top.clone()), &options, OpenOptions::writing(gate));
+    let image = image.unwrap();
+    add_bitmap(&image, "b", 65_536);
+    image.write(&[2; 70_000], 5 * CLUSTER).unwrap();
+    image.close().unwrap();
+    let world = CrashWorld::new(vec![base, top.to_bytes()]);
+    let commit = CommitOptions {
+        gate: Arc::new(Below(world.disk(0))),
+        threads: 1,
+        ..CommitOptions::default()
+    };
+    transfer::commit(Box::new(world.disk(1)), &commit, &|_, _| {}).unwrap();
+    let events = world.log().events().to_vec();
+    let header = position(&events, |event| {
+        event.disk == 1
+            && event.is_change()
+            && matches!(event.kind, EventKind::Write { offset: 0, .. })
+    });
+    let last = events
+        .iter()
+        .rposition(|event| event.disk == 0 && event.is_change())
+        .unwrap();
+    assert!(last < header, "the base is still written: {last}, {header}");
+    let flushed = events[last..header]
+        .iter()
+        .any(|event| event.disk == 0 && event.kind == EventKind::Flush);
+    assert!(flushed, "what went over is not durable");
+    // The data come before the bitmaps, whose directory the base's last header write names.
+    let bitmaps = events[..header]
+        .iter()
+        .rposition(|event| {
+            event.disk == 0 && matches!(event.kind, EventKind::Write { offset: 0, .. })
+        })
+        .unwrap();
+    let data = position(&events, |event| {
+        event.disk == 0 && matches!(event.kind, EventKind::Write { len, .. } if len >= CLUSTER)
+    });
+    assert!(data < bitmaps);
 }

@@ -4,6 +4,7 @@ pub(crate) mod backup;
 pub(crate) mod bitmap;
 pub(crate) mod check;
 pub(crate) mod checkpoint;
+pub(crate) mod commit;
 pub(crate) mod compare;
 pub(crate) mod completions;
 pub(crate) mod convert;

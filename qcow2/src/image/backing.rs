@@ -32,6 +32,19 @@ pub trait Gate: Send + Sync + std::fmt::Debug {
         from: &str,
     ) -> std::result::Result<Box<dyn Storage>, String>;
 
+    /// Opens a backing file for writing, because the caller asked for just that: it is committed to.
+    ///
+    /// # Errors
+    /// A sentence that says why it is not let through or cannot be opened; always, unless the
+    /// gate says otherwise.
+    fn open_for_writing(
+        &self,
+        _reference: &BackingReference,
+        _from: &str,
+    ) -> std::result::Result<Box<dyn Storage>, String> {
+        Err("backing files are not opened for writing here".to_owned())
+    }
+
     /// Opens the external data file named inside the image called `from`. It is raw by definition.
     ///
     /// # Errors
@@ -107,6 +120,14 @@ impl Gate for PlainFiles {
         self.open_plain(&reference.name, from, false)
     }
 
+    fn open_for_writing(
+        &self,
+        reference: &BackingReference,
+        from: &str,
+    ) -> std::result::Result<Box<dyn Storage>, String> {
+        self.open_plain(&reference.name, from, true)
+    }
+
     fn open_data(
         &self,
         reference: &DataFileReference,
@@ -175,16 +196,23 @@ impl Layer {
                 "the backing chain is too long, or a cycle".to_owned(),
             ));
         }
-        let storage = options.gate.open(reference, file.name()).map_err(refuse)?;
+        let depth = options.depth + 1;
+        let writable = depth == options.writable_layer;
+        let storage = match writable {
+            true => options.gate.open_for_writing(reference, file.name()),
+            false => options.gate.open(reference, file.name()),
+        }
+        .map_err(refuse)?;
         if reference.format == "raw" {
             let file = ImageFile::new(storage);
             let size = file.len()?;
             return Ok(Self::Raw { file, size });
         }
         let below = OpenOptions {
-            writable: false,
+            writable,
             gate: Arc::clone(&options.gate),
-            depth: options.depth + 1,
+            depth,
+            writable_layer: options.writable_layer,
         };
         Image::open(storage, below).map(|image| Self::Image(Box::new(image)))
     }
@@ -194,6 +222,14 @@ impl Layer {
         match self {
             Self::Image(image) => image.is_made_of(identity),
             Self::Raw { file, .. } => file.storage().identity() == Some(identity),
+        }
+    }
+
+    /// What error messages call it.
+    pub(crate) fn name(&self) -> &str {
+        match self {
+            Self::Image(image) => image.name(),
+            Self::Raw { file, .. } => file.name(),
         }
     }
 
@@ -217,5 +253,23 @@ impl Layer {
             Self::Image(image) => image.read(inside, offset),
             Self::Raw { file, .. } => file.read(inside, HostOffset(offset), "read backing file"),
         }
+    }
+}
+
+impl Image {
+    /// The layer `depth` below this image, if the chain goes so far.
+    pub(crate) fn layer(&self, depth: usize) -> Option<&Layer> {
+        match (depth, &self.backing) {
+            (0, _) | (_, None) => None,
+            (1, Some(layer)) => Some(layer),
+            (_, Some(Layer::Image(image))) => image.layer(depth - 1),
+            (_, Some(Layer::Raw { .. })) => None,
+        }
+    }
+
+    /// What the files of its layers are called, this image first.
+    pub fn layers(&self) -> Vec<&str> {
+        let below = (1..).map_while(|depth| self.layer(depth)).map(Layer::name);
+        std::iter::once(self.name()).chain(below).collect()
     }
 }

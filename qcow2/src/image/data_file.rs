@@ -203,11 +203,15 @@ impl Image {
         (!matches!(self.guest, GuestData::Encrypted(_))).then_some(host)
     }
 
+    /// Whether a file is this image or its data file.
+    pub(crate) fn owns(&self, identity: FileIdentity) -> bool {
+        let is = |file: &ImageFile| file.storage().identity() == Some(identity);
+        is(&self.file) || self.external().is_some_and(|data| is(&data.file))
+    }
+
     /// Whether a file is this image, or one of those that its data comes from.
     pub(crate) fn is_made_of(&self, identity: FileIdentity) -> bool {
-        let is = |file: &ImageFile| file.storage().identity() == Some(identity);
-        is(&self.file)
-            || self.external().is_some_and(|data| is(&data.file))
+        self.owns(identity)
             || self
                 .backing
                 .as_ref()

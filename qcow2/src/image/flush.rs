@@ -158,7 +158,8 @@ impl Image {
         Ok(())
     }
 
-    fn finish(&self) -> Result<()> {
+    /// What [`close`](Self::close) does while the file stays open.
+    pub(crate) fn finish(&self) -> Result<()> {
         let _alone = self.entrance.close();
         self.sync()?;
         if self.is_distrusted() {

@@ -11,6 +11,7 @@ mod claims;
 mod create;
 mod data_file;
 mod distrust;
+mod empty;
 mod expand;
 pub(crate) mod file;
 pub(crate) mod first_cluster;

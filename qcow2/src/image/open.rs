@@ -36,6 +36,9 @@ pub struct OpenOptions {
     pub gate: Arc<dyn Gate>,
     /// Layers above this image in a backing chain.
     pub depth: usize,
+    /// The layer of the chain that is opened for writing, too: 1 is the backing file, 2 the one
+    /// below it, 0 none. The gate is asked for it with [`Gate::open_for_writing`].
+    pub writable_layer: usize,
 }
 
 impl Default for OpenOptions {
@@ -44,6 +47,7 @@ impl Default for OpenOptions {
             writable: false,
             gate: Arc::new(NoFiles),
             depth: 0,
+            writable_layer: 0,
         }
     }
 }

@@ -1,4 +1,4 @@
-//! Whole disks on the move: convert, compare, measure, rebase.
+//! Whole disks on the move: convert, compare, measure, rebase, commit.
 //!
 //! A layer above the image and its bitmaps. It owns how a disk is cut into pieces, how many threads
 //! work on them, and what is read or skipped; it knows no command line and opens no file by name.
@@ -11,6 +11,8 @@
 //! - Refusals come before the first write. When copying ends, the target is durable.
 
 mod bitmaps;
+mod commit;
+mod commit_bitmaps;
 mod compare;
 mod convert;
 mod crew;
@@ -21,6 +23,8 @@ mod source;
 mod target;
 mod zeros;
 
+pub use commit::{CommitOptions, Committed, commit};
+pub use commit_bitmaps::{LeftBehind, LeftReason};
 pub use compare::{CompareError, CompareOptions, Comparison, compare};
 pub use convert::{ConvertOptions, Converted, check_bitmaps, convert};
 pub use measure::{Measure, Measured};

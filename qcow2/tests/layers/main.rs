@@ -5,6 +5,9 @@
 #[path = "../common/mod.rs"]
 mod common;
 
+mod commit;
+mod commit_bitmaps;
+mod commit_failures;
 mod rebase;
 mod rebase_bitmaps;
 mod rebase_failures;

@@ -12,6 +12,7 @@ use tidemark_qcow2::{Image, OpenOptions, Result};
 use crate::common::{alone, read_all};
 use crate::rebase::quietly;
 use crate::rebase_bitmaps::{Case, open, raw, said};
+use crate::stack::content_of;
 
 const SHAPES: [(u32, bool); 3] = [(12, false), (16, false), (16, true)];
 /// Not discards: whether the host gives space back is its own business.
@@ -61,9 +62,8 @@ fn a_crash_of_a_rebase_leaves_the_disk_as_it_was() {
                     let path = folder.path().join("image");
                     std::fs::write(&path, &crash.bytes).unwrap();
                     for name in ["base", "other"] {
-                        let mut file = case.gate.open(&raw(name), "").unwrap();
-                        let bytes = content_of(&mut file);
-                        std::fs::write(folder.path().join(name), bytes).unwrap();
+                        let file = case.gate.open(&raw(name), "").unwrap();
+                        std::fs::write(folder.path().join(name), content_of(&*file)).unwrap();
                     }
                     assert!(qemu_img::convert_to_raw(&path) == case.content, "{what}");
                     qemu_img::check(&path).assert_at_worst_leaks();
@@ -75,16 +75,6 @@ fn a_crash_of_a_rebase_leaves_the_disk_as_it_was() {
     }
     println!("{points} points, {images} images, {judged} judged by QEMU");
     assert!(points >= 200 && images >= 700, "{points}, {images}");
-}
-
-fn content_of(file: &mut Box<dyn tidemark_qcow2::Storage>) -> Vec<u8> {
-    let mut bytes = vec![0; usize::try_from(file.len().unwrap()).unwrap()];
-    let mut done = 0;
-    while done < bytes.len() {
-        let at = u64::try_from(done).unwrap();
-        done += file.read_at(&mut bytes[done..], at).unwrap();
-    }
-    bytes
 }
 
 #[test]

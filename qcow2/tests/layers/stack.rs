@@ -2,10 +2,12 @@
 
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use tempfile::TempDir;
 use tidemark_fixtures::oracle::{qemu_img, qemu_io};
 use tidemark_fixtures::random::Random;
+use tidemark_fixtures::storage::CrashStorage;
 use tidemark_qcow2::{BackingReference, Gate, MemoryStorage, Storage};
 
 /// Largest disk of a stack.
@@ -178,4 +180,77 @@ pub(crate) fn text(path: &Path) -> &str {
 pub(crate) fn cases(otherwise: u64) -> u64 {
     let wanted = std::env::var("TIDEMARK_CASES").ok();
     wanted.and_then(|n| n.parse().ok()).unwrap_or(otherwise)
+}
+
+impl Folder {
+    /// The same files in another folder.
+    pub(crate) fn copy_all(&self) -> TempDir {
+        let other = tempfile::tempdir_in("/dev/shm").or_else(|_| tempfile::tempdir());
+        let other = other.unwrap();
+        for entry in std::fs::read_dir(self.folder.path()).unwrap() {
+            let entry = entry.unwrap();
+            std::fs::copy(entry.path(), other.path().join(entry.file_name())).unwrap();
+        }
+        other
+    }
+}
+
+/// Lets files that are written through: each name is one storage, whoever opens it.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Live {
+    files: HashMap<String, CrashStorage>,
+}
+
+impl Live {
+    /// The files of another gate, under the same names.
+    pub(crate) fn new(gate: Arc<dyn Gate>, names: &[&str]) -> Self {
+        let mut live = Self::default();
+        for name in names {
+            let reference = BackingReference {
+                name: name.as_bytes().to_vec(),
+                format: "raw".to_owned(),
+            };
+            let bytes = content_of(&*gate.open(&reference, "").unwrap());
+            live = live.with(name, CrashStorage::new(bytes));
+        }
+        live
+    }
+
+    pub(crate) fn with(mut self, name: &str, storage: CrashStorage) -> Self {
+        self.files.insert(name.to_owned(), storage);
+        self
+    }
+
+    fn find(&self, reference: &BackingReference) -> Result<Box<dyn Storage>, String> {
+        let name = String::from_utf8_lossy(&reference.name).into_owned();
+        let found = self.files.get(&name).cloned();
+        found
+            .map(|storage| -> Box<dyn Storage> { Box::new(storage) })
+            .ok_or_else(|| format!("{name}: no such layer"))
+    }
+}
+
+impl Gate for Live {
+    fn open(&self, reference: &BackingReference, _: &str) -> Result<Box<dyn Storage>, String> {
+        self.find(reference)
+    }
+
+    fn open_for_writing(
+        &self,
+        reference: &BackingReference,
+        _: &str,
+    ) -> Result<Box<dyn Storage>, String> {
+        self.find(reference)
+    }
+}
+
+/// All bytes of a file.
+pub(crate) fn content_of(file: &dyn Storage) -> Vec<u8> {
+    let mut bytes = vec![0; usize::try_from(file.len().unwrap()).unwrap()];
+    let mut done = 0;
+    while done < bytes.len() {
+        let at = u64::try_from(done).unwrap();
+        done += file.read_at(&mut bytes[done..], at).unwrap();
+    }
+    bytes
 }
