@@ -76,7 +76,7 @@ impl Commit {
             let same = |name: &str| is_same_file(Path::new(name), Path::new(layer));
             same(base) || same(&beside)
         };
-        match image.layers().iter().position(is_base) {
+        match image.layer_names().iter().position(is_base) {
             Some(0) | None => Err(Failure::new(format!(
                 "{}: {base} is not a layer below it",
                 self.image.display()

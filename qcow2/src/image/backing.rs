@@ -268,7 +268,7 @@ impl Image {
     }
 
     /// What the files of its layers are called, this image first.
-    pub fn layers(&self) -> Vec<&str> {
+    pub fn layer_names(&self) -> Vec<&str> {
         let below = (1..).map_while(|depth| self.layer(depth)).map(Layer::name);
         std::iter::once(self.name()).chain(below).collect()
     }

@@ -5,6 +5,7 @@
 #[path = "../common/mod.rs"]
 mod common;
 
+mod chains;
 mod commit;
 mod commit_bitmaps;
 mod commit_failures;
