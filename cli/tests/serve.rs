@@ -16,7 +16,7 @@ use common::{Place, content};
 use nix::sys::signal::Signal;
 use serde_json::{Value, json};
 use tidemark_fixtures::oracle::{nbd, qemu_img, qemu_io};
-use tidemark_fixtures::require_nbd_clients;
+use tidemark_fixtures::{certificates, require_nbd_clients};
 
 const MIB: u64 = 1 << 20;
 
@@ -389,5 +389,38 @@ fn tcp_export_names_and_descriptions_are_as_given() {
     assert_eq!(info["exports"][0]["export-size"], 4 * MIB);
     // The second server of the same image is refused by its locks.
     place.run("serve --socket other disk").ends_with(1);
+    served.stop();
+}
+
+#[test]
+fn tls_is_required_of_all_clients_unless_it_is_only_offered() {
+    require_nbd_clients!();
+    let place = Place::new();
+    place.create("disk", 4 * MIB, &[]);
+    place
+        .run("serve --socket s --tls-verify-peer disk")
+        .ends_with(64);
+    place
+        .run("serve --socket s --tls-certificates nowhere disk")
+        .ends_with(1);
+    certificates::make(&place.path("pki"));
+    let size = |served: &Served, secure: bool| {
+        let scheme = if secure { "nbds" } else { "nbd" };
+        let uri = format!(
+            "{scheme}+unix:///vda?socket={}&tls-certificates={}&tls-hostname=localhost",
+            served.socket.display(),
+            place.path("pki").display()
+        );
+        let mut command = Command::new("nbdinfo");
+        command.args(["--size", &uri]).stderr(Stdio::null());
+        command.output().unwrap().status.success()
+    };
+    let served = place.serve("--tls-certificates pki --tls-verify-peer disk");
+    assert_eq!((size(&served, true), size(&served, false)), (true, false));
+    let uri = served.answer["exports"][0]["uris"][0].as_str().unwrap();
+    assert!(uri.starts_with("nbds+unix:///vda?socket="), "{uri}");
+    served.stop();
+    let served = place.serve("--tls-certificates pki --tls on disk");
+    assert_eq!((size(&served, true), size(&served, false)), (true, true));
     served.stop();
 }

@@ -33,6 +33,9 @@ pub enum Ending {
     /// Bytes stood behind the request for TLS.
     #[error("the client sent plain text behind its request for TLS")]
     PlainTextBeforeTls,
+    /// TLS could not be agreed on.
+    #[error("the TLS handshake failed: {0}")]
+    Tls(io::Error),
     /// The server has no thread for it.
     #[error("no thread could be started: {0}")]
     NoThread(io::Error),

@@ -4,6 +4,8 @@
 //! newstyle negotiation, structured replies and extended headers, metadata contexts, trim, zeroes,
 //! flush, cache, several connections to one export.
 //!
+//! The feature `tls` adds TLS by rustls.
+//!
 //! # What this crate owns
 //! - [`protocol`]: bytes and values, pure.
 //! - The handshake, the session that answers requests out of order, the server with its limits.
@@ -49,6 +51,8 @@ mod memory;
 pub mod protocol;
 mod server;
 mod session;
+#[cfg(feature = "tls")]
+mod tls;
 mod transport;
 
 pub use event::{Ending, Event};
@@ -57,4 +61,6 @@ pub use fault::{ErrorCode, Fault};
 pub use limits::Limits;
 pub use memory::MemoryExport;
 pub use server::{Handle, Server};
+#[cfg(feature = "tls")]
+pub use tls::{Tls, TlsError};
 pub use transport::{Direction, Transport};

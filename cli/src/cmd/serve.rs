@@ -4,11 +4,11 @@ use std::net::{SocketAddr, ToSocketAddrs};
 use std::path::PathBuf;
 use std::sync::Arc;
 
-use clap::Args;
+use clap::{Args, ValueEnum};
 use serde_json::{Value, json};
 use tidemark_bitmap::Shape;
 use tidemark_checkpoint::{Disk, DiskChange, DiskDelta, SinceOptions};
-use tidemark_nbd::{ErrorCode, Event, Export, Limits, Server};
+use tidemark_nbd::{ErrorCode, Event, Export, Limits, Server, Tls};
 use tidemark_qcow2::{Bitmap, Granularity};
 
 use crate::domain::{Access, Disks, Open};
@@ -55,8 +55,32 @@ pub(crate) struct Serve {
     #[arg(short = 'e', long, value_name = "N", default_value_t = 64,
           value_parser = clap::value_parser!(u32).range(1..=4096))]
     shared: u32,
+    /// Use TLS with server-cert.pem and server-key.pem of DIR
+    #[arg(long, value_name = "DIR")]
+    tls_certificates: Option<PathBuf>,
+    /// Who must use TLS: all clients, or those that want it
+    #[arg(
+        long,
+        value_enum,
+        value_name = "WHO",
+        default_value = "require",
+        requires = "tls_certificates"
+    )]
+    tls: TlsPolicy,
+    /// Let only clients in whose certificate ca-cert.pem of DIR has signed
+    #[arg(long, requires = "tls_certificates")]
+    tls_verify_peer: bool,
     #[command(flatten)]
     disks: Disks,
+}
+
+/// Who must use TLS.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+enum TlsPolicy {
+    /// Clients that want it.
+    On,
+    /// All.
+    Require,
 }
 
 /// A disk as it is served, for the answer.
@@ -91,8 +115,9 @@ impl Serve {
         } else {
             Access::Copy(self.gates.clone())
         };
+        let tls = self.tls()?;
         let open = self.disks.open(&access)?;
-        let served = self.serve(&open, out);
+        let served = self.serve(&open, tls, out);
         // Whatever happened, what clients wrote is closed cleanly.
         let closed = open.close();
         served?;
@@ -100,7 +125,7 @@ impl Serve {
         Ok(Exit::Done)
     }
 
-    fn serve(&self, open: &Open, out: &mut Out) -> Outcome<()> {
+    fn serve(&self, open: &Open, tls: Option<Tls>, out: &mut Out) -> Outcome<()> {
         let signals = Signals::hold()?;
         let limits = Limits {
             clients: usize::try_from(self.shared).unwrap_or(usize::MAX),
@@ -109,6 +134,9 @@ impl Serve {
         let failed = |error: std::io::Error| Failure::new(format!("serve: {error}"));
         let mut server = Server::new(limits).map_err(failed)?;
         server.observe(tell);
+        if let Some(tls) = tls {
+            server.use_tls(tls);
+        }
         let mut all = Vec::new();
         let disks = open.domain.disks();
         let since = |name: &String| open.domain.changed_since(name, SinceOptions::default());
@@ -134,6 +162,18 @@ impl Serve {
             }
             _ => failed(error),
         })
+    }
+
+    fn tls(&self) -> Outcome<Option<Tls>> {
+        let Some(directory) = &self.tls_certificates else {
+            return Ok(None);
+        };
+        let tls = Tls::from_directory(directory, self.tls_verify_peer)
+            .map_err(|error| Failure::new(error.to_string()))?;
+        Ok(Some(match self.tls {
+            TlsPolicy::On => tls.optional(),
+            TlsPolicy::Require => tls,
+        }))
     }
 
     /// A disk with the contexts that were asked for.
@@ -215,14 +255,18 @@ impl Serve {
 
     /// Says where clients find what, at once: somebody may wait for it.
     fn announce(&self, out: &mut Out, places: &Places, all: &[Served]) -> Outcome<()> {
+        let scheme = match self.tls_certificates {
+            Some(_) => "nbds",
+            None => "nbd",
+        };
         let uris = |export: &str| {
             let unix = places.socket.as_ref().map(|path| {
                 let path = escaped(&path.to_string_lossy());
-                format!("nbd+unix:///{}?socket={path}", escaped(export))
+                format!("{scheme}+unix:///{}?socket={path}", escaped(export))
             });
             let tcp = places
                 .address
-                .map(|address| format!("nbd://{address}/{}", escaped(export)));
+                .map(|address| format!("{scheme}://{address}/{}", escaped(export)));
             unix.into_iter().chain(tcp).collect::<Vec<String>>()
         };
         if out.is_json() {

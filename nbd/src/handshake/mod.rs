@@ -25,6 +25,19 @@ use crate::transport::{Transport, send_all};
 /// Most contexts of an export.
 const MAX_CONTEXTS: usize = 1000;
 
+/// How a connection becomes an encrypted one.
+pub(crate) trait Upgrade: Send + Sync {
+    /// Whether nothing is told before.
+    fn is_required(&self) -> bool;
+
+    /// Agrees with the client that waits for it.
+    fn upgrade(
+        &self,
+        transport: Arc<dyn Transport>,
+        until: Instant,
+    ) -> Result<Arc<dyn Transport>, Ending>;
+}
+
 /// What a client has chosen.
 pub(crate) struct Chosen {
     pub(crate) name: String,
@@ -56,6 +69,7 @@ pub(crate) struct Handshake<'a> {
     incoming: Incoming,
     until: Instant,
     no_zeroes: bool,
+    encrypted: bool,
     style: Style,
     selection: Option<Selection>,
 }
@@ -68,6 +82,7 @@ impl<'a> Handshake<'a> {
             transport,
             until: Instant::now() + house.limits.handshake,
             no_zeroes: false,
+            encrypted: false,
             style: Style::Simple,
             selection: None,
         }
@@ -126,6 +141,13 @@ impl<'a> Handshake<'a> {
     }
 
     fn take(&mut self, option: u32, data: &[u8]) -> Result<Next, Ending> {
+        if self.needs_tls_first(option) {
+            if option == option::EXPORT_NAME {
+                return Err(Ending::NoSuchExport);
+            }
+            self.say(option, reply::ERR_TLS_REQD)?;
+            return Ok(Next::Option);
+        }
         match option {
             option::EXPORT_NAME => return self.export_name(data),
             option::ABORT => {
@@ -134,7 +156,7 @@ impl<'a> Handshake<'a> {
             }
             option::INFO | option::GO => return self.info(option, data),
             option::LIST => self.list(data)?,
-            option::STARTTLS => self.say(option, reply::ERR_POLICY)?,
+            option::STARTTLS => self.start_tls(data)?,
             option::STRUCTURED_REPLY => self.raise(option, data, Style::Structured)?,
             option::EXTENDED_HEADERS => self.raise(option, data, Style::Extended)?,
             option::LIST_META_CONTEXT | option::SET_META_CONTEXT => self.contexts(option, data)?,
@@ -149,6 +171,32 @@ impl<'a> Handshake<'a> {
         let bytes = export_chosen(export.size(), self.flags(&*export), self.no_zeroes);
         self.send(&bytes)?;
         Ok(Next::Export(name))
+    }
+
+    fn needs_tls_first(&self, option: u32) -> bool {
+        let upgrade = self.house.upgrade.as_ref();
+        let required = upgrade.is_some_and(|upgrade| upgrade.is_required());
+        required && !self.encrypted && !matches!(option, option::STARTTLS | option::ABORT)
+    }
+
+    /// Goes on under TLS, as if nothing had been agreed on before.
+    fn start_tls(&mut self, data: &[u8]) -> Result<(), Ending> {
+        if !data.is_empty() || self.encrypted {
+            return self.say(option::STARTTLS, reply::ERR_INVALID);
+        }
+        let Some(upgrade) = &self.house.upgrade else {
+            return self.say(option::STARTTLS, reply::ERR_POLICY);
+        };
+        if self.incoming.is_ahead() {
+            return Err(Ending::PlainTextBeforeTls);
+        }
+        self.say(option::STARTTLS, reply::ACK)?;
+        self.transport = upgrade.upgrade(Arc::clone(&self.transport), self.until)?;
+        self.incoming = Incoming::new(Arc::clone(&self.transport));
+        self.encrypted = true;
+        self.style = Style::Simple;
+        self.selection = None;
+        Ok(())
     }
 
     fn list(&mut self, data: &[u8]) -> Result<(), Ending> {

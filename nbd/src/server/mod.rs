@@ -16,7 +16,7 @@ use self::listener::Listener;
 use self::lobby::{Lobby, Seat};
 use crate::event::{Ending, Event};
 use crate::export::Export;
-use crate::handshake::Handshake;
+use crate::handshake::{Handshake, Upgrade};
 use crate::limits::Limits;
 use crate::protocol::numbers::MAX_STRING;
 use crate::session;
@@ -33,6 +33,7 @@ pub(crate) struct House {
     pub(crate) limits: Limits,
     pub(crate) exports: Vec<(String, Arc<dyn Export>)>,
     observer: Option<Observer>,
+    pub(crate) upgrade: Option<Box<dyn Upgrade>>,
     lobby: Arc<Lobby>,
 }
 
@@ -99,6 +100,7 @@ pub struct Server {
     limits: Limits,
     exports: Vec<(String, Arc<dyn Export>)>,
     observer: Option<Observer>,
+    upgrade: Option<Box<dyn Upgrade>>,
     lobby: Arc<Lobby>,
     listeners: Vec<Listener>,
 }
@@ -130,6 +132,7 @@ impl Server {
             limits,
             exports: Vec::new(),
             observer: None,
+            upgrade: None,
             lobby: Arc::new(Lobby::new()?),
             listeners: Vec::new(),
         })
@@ -153,6 +156,12 @@ impl Server {
     /// Tells somebody what happens, from the threads on which it does.
     pub fn observe(&mut self, observer: impl Fn(&Event<'_>) + Send + Sync + 'static) {
         self.observer = Some(Box::new(observer));
+    }
+
+    /// Lets clients use TLS, or makes them.
+    #[cfg(feature = "tls")]
+    pub fn use_tls(&mut self, tls: crate::tls::Tls) {
+        self.upgrade = Some(Box::new(tls));
     }
 
     /// Listens at a Unix socket. Clients may connect as soon as its name exists, and are served from
@@ -190,6 +199,7 @@ impl Server {
             limits,
             exports,
             observer,
+            upgrade,
             lobby,
             listeners,
         } = self;
@@ -197,6 +207,7 @@ impl Server {
             limits,
             exports,
             observer,
+            upgrade,
             lobby,
         });
         let mut threads = Vec::new();
@@ -224,6 +235,7 @@ impl Server {
             limits: self.limits,
             exports: self.exports,
             observer: self.observer,
+            upgrade: self.upgrade,
             lobby: self.lobby,
         };
         let seat = house.lobby.seat(transport);

@@ -102,6 +102,9 @@ pub(crate) fn serve(house: &House, client: u64, mut chosen: Chosen) -> Option<En
         ending: Mutex::new(None),
     };
     thread::scope(|scope| session.member(scope));
+    if !session.broken.load(Ordering::Acquire) {
+        chosen.transport.farewell();
+    }
     lock(&session.ending).take()
 }
 

@@ -38,6 +38,9 @@ pub trait Transport: Send + Sync {
 
     /// Ends one half or both; whoever waits there wakes up.
     fn hang_up(&self, direction: Direction);
+
+    /// Nothing more will be sent, and that is meant.
+    fn farewell(&self) {}
 }
 
 /// Sends everything.
