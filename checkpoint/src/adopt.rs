@@ -1,6 +1,7 @@
 //! Writing what was rebuilt back into the images as chain records.
 
 use std::collections::HashMap;
+use std::sync::Arc;
 
 use tidemark_bitmap::Bitmap;
 use tidemark_qcow2::chain::{
@@ -13,7 +14,7 @@ use crate::infer::{self, Inferred};
 use crate::rebuild::{Kinship, Rebuilt, rebuild};
 use crate::settle::settle;
 use crate::view::{DiskView, Soundness, Standing, View};
-use crate::{Domain, Error, Result};
+use crate::{Domain, Error, Result, layers};
 
 impl Domain {
     /// Rebuilds, and gives every image a record that says so. Repeating it changes nothing.
@@ -48,7 +49,10 @@ impl Domain {
                 Work::Renew(record) => renew(&disk.image, record).map_err(Error::on(&disk.name))?,
                 Work::Begin(inferred) => {
                     let uuid = ImageUuid::random().map_err(Error::Random)?;
+                    let unknown_below = disk.image.backing().is_some() && !trust_inferred;
                     let adoption = Adoption {
+                        layers: &disk.layers,
+                        unknown_below: unknown_below && disk.layers.is_empty(),
                         kinship: &kinship,
                         identities: &identities,
                         uuid,
@@ -163,6 +167,10 @@ fn renew(image: &Image, record: &ChainRecord) -> fold::Result<()> {
 /// A first record for an image with bitmaps of others.
 struct Adoption<'a> {
     kinship: &'a Kinship,
+    /// The images below, from the top down, as far as they were given.
+    layers: &'a [Arc<Image>],
+    /// Whether something lies below that was not given.
+    unknown_below: bool,
     identities: &'a HashMap<String, Identity>,
     uuid: ImageUuid,
 }
@@ -189,10 +197,19 @@ impl Adoption<'_> {
             && sound.len() == inferred.order.len()
             && sound.iter().filter(|info| info.auto).count() == 1;
         let serves = joins || inferred.scheme == Scheme::Cumulative;
+        let all_bitmaps = image.bitmaps()?;
         let mut all: Option<Bitmap> = None;
         // The recording one comes last and takes the union of all.
         for info in sound {
             let mut bits = image.load_bitmap(&info.name)?;
+            let mut serves = serves && !self.unknown_below;
+            if !self.layers.is_empty() {
+                // What the layers below recorded is the top's from now on.
+                match layers::below((image, &all_bitmaps), self.layers, &info.name)? {
+                    Some(union) => bits = union,
+                    None => serves = false,
+                }
+            }
             if joins {
                 if let Some(all) = &all {
                     bits.union_outward(all)

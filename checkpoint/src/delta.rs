@@ -72,6 +72,9 @@ pub enum FullReason {
     },
     /// Nothing records now.
     NothingRecords,
+    /// The image has a backing file, and no valid chain of bitmaps through the layers below was
+    /// given: what was written there is not known.
+    LayersUnknown,
     /// The checkpoint was taken of another image.
     OtherImage,
 }
@@ -88,6 +91,9 @@ impl fmt::Display for FullReason {
                 write!(out, "bitmap '{bitmap}' is {}", health.as_str())
             }
             Self::NothingRecords => out.write_str("no bitmap of the chain records"),
+            Self::LayersUnknown => out.write_str(
+                "the image has a backing file, and bitmaps of that name are not whole through the layers",
+            ),
             Self::OtherImage => out.write_str("the checkpoint was taken of another image"),
         }
     }
@@ -143,7 +149,7 @@ impl Domain {
 }
 
 fn inferred(disk: &DiskView, name: &str) -> Result<DiskChange> {
-    let delta = infer::changed_since(&disk.image, &disk.bitmaps, name);
+    let delta = infer::changed_since(disk, name, true);
     Ok(DiskChange {
         disk: disk.name.clone(),
         image: None,

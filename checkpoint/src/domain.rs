@@ -1,6 +1,6 @@
 //! A domain: named disks that share their moments, and where their descriptors are kept.
 
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 use std::fmt;
 use std::sync::{Arc, RwLock, RwLockReadGuard, RwLockWriteGuard};
 
@@ -51,6 +51,8 @@ pub struct Domain {
 struct Inner {
     disks: Vec<Disk>,
     options: DomainOptions,
+    /// Images below those of the disks, by the name of the disk, from the top down.
+    layers: HashMap<String, Vec<Arc<Image>>>,
     turn: RwLock<()>,
 }
 
@@ -59,7 +61,22 @@ impl Domain {
     ///
     /// # Errors
     /// [`Error::NoDisks`]; [`Error::DoubledDisk`].
-    pub fn new(mut disks: Vec<Disk>, options: DomainOptions) -> Result<Self> {
+    pub fn new(disks: Vec<Disk>, options: DomainOptions) -> Result<Self> {
+        Self::with_layers(disks, HashMap::new(), options)
+    }
+
+    /// A domain of `disks`, with the images below some of them, by the name of the disk and from
+    /// the top down, each opened for a look at its bitmaps alone
+    /// ([`Image::open_unbacked`]). Without them, bitmaps of an image that has a backing file and no
+    /// record say nothing of what was written below.
+    ///
+    /// # Errors
+    /// As [`Self::new`]; [`Error::UnknownDisk`].
+    pub fn with_layers(
+        mut disks: Vec<Disk>,
+        layers: HashMap<String, Vec<Arc<Image>>>,
+        options: DomainOptions,
+    ) -> Result<Self> {
         if disks.is_empty() {
             return Err(Error::NoDisks);
         }
@@ -68,10 +85,15 @@ impl Domain {
         if let Some(doubled) = disks.iter().find(|disk| !seen.insert(disk.name.as_str())) {
             return Err(Error::DoubledDisk(doubled.name.clone()));
         }
+        let names: HashSet<&str> = disks.iter().map(|disk| disk.name.as_str()).collect();
+        if let Some(unknown) = layers.keys().find(|name| !names.contains(name.as_str())) {
+            return Err(Error::UnknownDisk(unknown.clone()));
+        }
         Ok(Self {
             inner: Arc::new(Inner {
                 disks,
                 options,
+                layers,
                 turn: RwLock::new(()),
             }),
         })
@@ -80,6 +102,15 @@ impl Domain {
     /// The disks, by name.
     pub fn disks(&self) -> &[Disk] {
         &self.inner.disks
+    }
+
+    /// The images below a disk's, from the top down, as far as they were given.
+    pub(crate) fn layers(&self, disk: &str) -> &[Arc<Image>] {
+        self.inner
+            .layers
+            .get(disk)
+            .map(Vec::as_slice)
+            .unwrap_or_default()
     }
 
     /// The disk of a name.

@@ -3,6 +3,8 @@
 //!
 //! - Bitmaps that all record, as libvirt keeps them: the older contains the newer. Should the
 //!   order be wrong, what one alone says of "since" is right all the same.
+//! - An image with a backing file says nothing of what was written below. The layers do, if they
+//!   are given; else only the caller can vouch.
 //! - Bitmaps that are disabled: whether they are all there cannot be known. Only the union of all
 //!   of them is right for every order, and only if none is missing.
 
@@ -13,7 +15,8 @@ use tidemark_qcow2::{BitmapInfo, Image};
 use crate::delta::{DiskDelta, FullReason};
 use crate::describe::Evidence;
 use crate::fold::{self, refused};
-use crate::{Problem, name};
+use crate::view::DiskView;
+use crate::{Problem, layers, name};
 
 /// The chain that an image without a record seems to have.
 #[derive(Debug)]
@@ -67,12 +70,13 @@ pub(crate) fn infer(
 
 /// What changed since a bitmap of an image without a record, taken at its word.
 pub(crate) fn changed_since(
-    image: &Image,
-    bitmaps: &[BitmapInfo],
+    disk: &DiskView,
     name: &str,
+    trust_inferred: bool,
 ) -> fold::Result<DiskDelta> {
+    let (image, bitmaps) = (&*disk.image, disk.bitmaps.as_slice());
     let full = |reason| Ok(DiskDelta::Full { reason });
-    let candidates = candidates(bitmaps);
+    let candidates: Vec<&BitmapInfo> = bitmaps.iter().filter(could_be_ours).collect();
     let Some(asked) = candidates.iter().find(|info| info.name == name) else {
         return full(FullReason::NotOnDisk);
     };
@@ -80,6 +84,15 @@ pub(crate) fn changed_since(
     let alone = asked.auto && (recording > 1 || candidates.len() == 1);
     if !alone && recording != 1 {
         return full(FullReason::NothingRecords);
+    }
+    let through_layers = image.backing().is_some() || !disk.layers.is_empty();
+    if through_layers && !(disk.layers.is_empty() && trust_inferred) {
+        // One alone, or nothing: a disabled one has no place in such a chain.
+        let union = layers::below((image, bitmaps), &disk.layers, name)?;
+        return match union.filter(|_| alone && !disk.layers.is_empty()) {
+            Some(bits) => Ok(DiskDelta::Incremental(bits)),
+            None => full(FullReason::LayersUnknown),
+        };
     }
     let mut union: Option<Bitmap> = None;
     for info in candidates.iter().filter(|info| !alone || info.name == name) {
@@ -102,11 +115,11 @@ pub(crate) fn changed_since(
 }
 
 fn candidates(bitmaps: &[BitmapInfo]) -> Vec<BitmapInfo> {
-    bitmaps
-        .iter()
-        .filter(|info| name::check(&info.name).is_ok())
-        .cloned()
-        .collect()
+    bitmaps.iter().filter(could_be_ours).cloned().collect()
+}
+
+fn could_be_ours(info: &&BitmapInfo) -> bool {
+    name::check(&info.name).is_ok()
 }
 
 /// Older recording bitmaps contain newer ones. Inclusion is transitive, so only neighbours by

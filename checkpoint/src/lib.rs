@@ -61,6 +61,7 @@ mod error;
 mod flags;
 mod fold;
 mod infer;
+pub mod layers;
 pub mod list;
 pub mod name;
 mod problem;
@@ -82,6 +83,7 @@ pub use describe::{CheckpointInfo, DiskState, Evidence, Kind, ListOptions, Listi
 pub use domain::{Disk, Domain, DomainOptions};
 pub use error::{Error, ErrorCode, Result};
 pub use flags::{CreateFlags, DeleteFlags, ListFlags, XmlFlags};
+pub use layers::CommittedBitmap;
 pub use problem::Problem;
 pub use rebuild::Rebuilt;
 pub use recover::{Outcome, Recovery};

@@ -4,9 +4,9 @@
 //! name judged alone; without a record, inclusion of contents among recording bitmaps; without a
 //! record and with disabled bitmaps, names. The last two are inferred and labelled so.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, HashMap, HashSet};
 
-use tidemark_qcow2::chain::Health;
+use tidemark_qcow2::chain::{Health, Scheme};
 
 use crate::delta::DiskDelta;
 use crate::describe::{Evidence, describe};
@@ -181,17 +181,29 @@ fn add(
     kinship: &Kinship,
     trust_inferred: bool,
 ) -> Result<()> {
+    let places: HashMap<String, usize> = checkpoints
+        .iter()
+        .enumerate()
+        .map(|(place, known)| (known.name.clone(), place))
+        .collect();
+    let mut of_all: Option<Option<u64>> = None;
     for info in &inferred.order {
         let health = infer::health(info);
         let safe = inferred.evidence == Evidence::Inclusion || trust_inferred;
-        let dirty_bytes = match safe && health == Health::Inferred {
-            true => match infer::changed_since(&disk.image, &disk.bitmaps, &info.name)
-                .map_err(Error::on(&disk.name))?
-            {
-                DiskDelta::Incremental(bits) => Some(bits.dirty_bytes()),
-                DiskDelta::Full { .. } => None,
-            },
-            false => None,
+        let dirty_bytes = match (safe && health == Health::Inferred, of_all) {
+            (false, _) => None,
+            (true, Some(known)) => known,
+            (true, None) => {
+                let found = infer::changed_since(disk, &info.name, trust_inferred)
+                    .map_err(Error::on(&disk.name))?;
+                let bytes = match found {
+                    DiskDelta::Incremental(bits) => Some(bits.dirty_bytes()),
+                    DiskDelta::Full { .. } => None,
+                };
+                // Of intervals only the union of all is right, whoever is asked for.
+                of_all = (inferred.scheme == Scheme::Intervals).then_some(bytes);
+                bytes
+            }
         };
         let state = DiskState {
             disk: disk.name.clone(),
@@ -201,7 +213,8 @@ fn add(
             recording: info.auto,
             dirty_bytes,
         };
-        match checkpoints.iter_mut().find(|known| known.name == info.name) {
+        let known = places.get(&info.name).copied();
+        match known.and_then(|place| checkpoints.get_mut(place)) {
             Some(known) => known.disks.push(state),
             None => checkpoints.push(CheckpointInfo {
                 name: info.name.clone(),
@@ -256,12 +269,14 @@ pub(crate) fn findings(view: &View, checkpoints: &[CheckpointInfo]) -> Vec<Probl
     }
     for disk in view.disks.iter().filter(|disk| disk.record.is_some()) {
         let tentative = disk.pending.as_ref().map(|pending| pending.name.as_str());
+        let known: HashSet<&str> = disk
+            .record
+            .iter()
+            .flat_map(|record| &record.checkpoints)
+            .map(|entry| entry.name.as_str())
+            .collect();
         let foreign = disk.bitmaps.iter().filter(|info| {
-            let known = disk
-                .record
-                .as_ref()
-                .and_then(|r| r.checkpoint_named(&info.name));
-            known.is_none() && tentative != Some(info.name.as_str())
+            !known.contains(info.name.as_str()) && tentative != Some(info.name.as_str())
         });
         problems.extend(foreign.map(|info| Problem::Foreign {
             disk: disk.name.clone(),

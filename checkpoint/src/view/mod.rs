@@ -32,6 +32,8 @@ pub(crate) enum Soundness {
 pub(crate) struct DiskView {
     pub(crate) name: String,
     pub(crate) image: Arc<Image>,
+    /// The images below, from the top down, as far as they were given.
+    pub(crate) layers: Vec<Arc<Image>>,
     pub(crate) soundness: Soundness,
     /// The record with interrupted operations resolved.
     pub(crate) record: Option<ChainRecord>,
@@ -40,6 +42,8 @@ pub(crate) struct DiskView {
     pub(crate) bitmaps: Vec<BitmapInfo>,
     /// Where each checkpoint stands in the record.
     places: HashMap<Identity, usize>,
+    /// Where each bitmap stands in the directory.
+    named: HashMap<String, usize>,
     /// Whether the directory of bitmaps could be read.
     pub(crate) readable: bool,
     /// Whether nobody else changed the directory since the record was written.
@@ -87,7 +91,10 @@ impl View {
         let mut disks: Vec<DiskView> = domain
             .disks()
             .iter()
-            .map(|disk| DiskView::read(&disk.name, &disk.image).map_err(Error::on(&disk.name)))
+            .map(|disk| {
+                let layers = domain.layers(&disk.name);
+                DiskView::read(&disk.name, &disk.image, layers).map_err(Error::on(&disk.name))
+            })
             .collect::<Result<_>>()?;
         pending::resolve(&mut disks);
         disks.iter_mut().for_each(DiskView::index);
@@ -131,7 +138,7 @@ impl View {
 }
 
 impl DiskView {
-    fn read(name: &str, image: &Arc<Image>) -> tidemark_qcow2::Result<Self> {
+    fn read(name: &str, image: &Arc<Image>, layers: &[Arc<Image>]) -> tidemark_qcow2::Result<Self> {
         let (bitmaps, readable) = match image.bitmaps() {
             Ok(bitmaps) => (bitmaps, true),
             Err(tidemark_qcow2::Error::Corrupt { .. }) => (Vec::new(), false),
@@ -146,6 +153,7 @@ impl DiskView {
         Ok(Self {
             name: name.to_owned(),
             image: Arc::clone(image),
+            layers: layers.to_vec(),
             soundness,
             directory_is_ours: record.as_ref().is_none_or(|record| {
                 let digest = proof::directory_digest(record, bitmaps.iter().cloned());
@@ -153,6 +161,11 @@ impl DiskView {
             }),
             record,
             pending: None,
+            named: bitmaps
+                .iter()
+                .enumerate()
+                .map(|(place, info)| (info.name.clone(), place))
+                .collect(),
             bitmaps,
             places: HashMap::new(),
             readable,
@@ -210,7 +223,7 @@ impl DiskView {
 
     /// What the directory says of a bitmap.
     pub(crate) fn bitmap(&self, name: &str) -> Option<&BitmapInfo> {
-        self.bitmaps.iter().find(|info| info.name == name)
+        self.bitmaps.get(*self.named.get(name)?)
     }
 
     /// The state as far as record and directory tell, without a look at bits.

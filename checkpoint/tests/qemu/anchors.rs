@@ -61,7 +61,7 @@ fn killed_qemu(desk: &Desk, disk: &str, random: &mut Random) {
 fn a_qemu_killed_at_any_moment_leaves_a_right_increment_since_an_anchored_checkpoint() {
     tidemark_fixtures::require_qemu!();
     let mut kills = 0;
-    for seed in 0..super::common::cases(6) {
+    for seed in 0..super::common::cases(3) {
         let mut random = Random::new(seed);
         let cluster_bits = [16, 12, 9 + 4][usize::try_from(seed % 3).unwrap()];
         let options = CreateOptions {

@@ -7,5 +7,8 @@ mod anchors;
 mod common;
 mod desk;
 mod failures;
+mod layers;
 mod more_failures;
+mod rebuilds;
+mod schemes;
 mod survival;

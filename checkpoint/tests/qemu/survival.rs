@@ -3,7 +3,7 @@
 
 use std::path::Path;
 
-use tidemark_checkpoint::{CreateFlags, DeleteFlags, Evidence};
+use tidemark_checkpoint::{CreateFlags, DeleteFlags, ErrorCode, Evidence};
 use tidemark_fixtures::oracle::daemon::QemuStorageDaemon;
 use tidemark_fixtures::oracle::qemu_img;
 use tidemark_qcow2::chain::{Health, Scheme};
@@ -13,11 +13,10 @@ use super::common::{spec, write};
 use super::desk::{Desk, SIZE, covers, since};
 
 /// Cluster sizes with two slots of a record in the first cluster, each with a scheme.
-const KINDS: [(u32, Scheme); 4] = [
+const KINDS: [(u32, Scheme); 3] = [
     (12, Scheme::Intervals),
-    (16, Scheme::Intervals),
-    (13, Scheme::Cumulative),
-    (21, Scheme::Cumulative),
+    (16, Scheme::Cumulative),
+    (21, Scheme::Intervals),
 ];
 
 /// An image with a chain `a`, `b`, over a backing file or not.
@@ -143,7 +142,8 @@ fn the_record_survives_resizes() {
     survives("resize", &[false], |desk, path| {
         qemu_img::resize(path, SIZE + (1 << 20));
         desk.qemu_writes("vda", &["write -P 0x53 4200k 64k"]);
-        qemu_img::resize(path, SIZE - (1 << 20));
+        // Back to where it was: no bit of a frozen bitmap is cut.
+        qemu_img::resize(path, SIZE);
     });
 }
 
@@ -234,10 +234,9 @@ fn what_a_conversion_loses_is_inferred_and_labelled() {
                     .all(|info| info.disks[0].inferred)
             );
             domain.adopt(false).unwrap();
-            let answer = since(domain, "a", "vdb");
             match scheme {
                 Scheme::Cumulative => {
-                    let bits = answer.unwrap();
+                    let bits = since(domain, "a", "vdb").unwrap();
                     covers(
                         &bits,
                         &before,
@@ -245,7 +244,11 @@ fn what_a_conversion_loses_is_inferred_and_labelled() {
                         "adopted",
                     );
                 }
-                Scheme::Intervals => assert!(answer.is_err(), "it cannot be known to be complete"),
+                // It cannot be known to be complete, nor which came first.
+                Scheme::Intervals => {
+                    let asked = domain.changed_since("a", Default::default());
+                    assert_eq!(asked.unwrap_err().code(), ErrorCode::CheckpointInconsistent);
+                }
             }
         });
     }

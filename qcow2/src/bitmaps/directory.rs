@@ -1,5 +1,7 @@
 //! The bitmap directory of one image, as it is on disk.
 
+use std::collections::HashMap;
+
 use tidemark_bitmap::{Granularity, Shape};
 
 use crate::convert::{index, to_u32, to_u64, to_usize};
@@ -39,6 +41,8 @@ impl From<&DirectoryEntry> for BitmapInfo {
 #[derive(Debug)]
 pub(crate) struct Directory {
     entries: std::result::Result<Vec<DirectoryEntry>, Error>,
+    /// Where each name stands; of two the first.
+    by_name: HashMap<Vec<u8>, usize>,
     place: Option<(HostOffset, u64)>,
 }
 
@@ -56,8 +60,13 @@ impl Directory {
     }
 
     pub(crate) fn new(entries: Vec<DirectoryEntry>, place: Option<(HostOffset, u64)>) -> Self {
+        let mut by_name = HashMap::with_capacity(entries.len());
+        for (number, entry) in entries.iter().enumerate() {
+            by_name.entry(entry.name.clone()).or_insert(number);
+        }
         Self {
             entries: Ok(entries),
+            by_name,
             place,
         }
     }
@@ -66,6 +75,7 @@ impl Directory {
     pub(crate) fn unreadable(error: Error) -> Self {
         Self {
             entries: Err(error),
+            by_name: HashMap::new(),
             place: None,
         }
     }
@@ -84,10 +94,15 @@ impl Directory {
 
     /// The entry of one bitmap.
     pub(crate) fn find(&self, file: &ImageFile, name: &str) -> Result<&DirectoryEntry> {
-        self.entries(file)?
-            .iter()
-            .find(|entry| entry.name == name.as_bytes())
+        self.look_up(file, name)?
             .ok_or_else(|| file.invalid(Mistake::NoSuchBitmap(name.to_owned())))
+    }
+
+    /// The entry of one bitmap, if there is one.
+    pub(crate) fn look_up(&self, file: &ImageFile, name: &str) -> Result<Option<&DirectoryEntry>> {
+        let entries = self.entries(file)?;
+        let number = self.by_name.get(name.as_bytes());
+        Ok(number.and_then(|number| entries.get(*number)))
     }
 
     /// Offset and bytes of the directory itself.

@@ -233,11 +233,11 @@ impl Image {
         ) {
             return Ok(entry.health);
         }
-        let Some(info) = self
-            .bitmaps()?
-            .into_iter()
-            .find(|info| info.name == entry.name)
-        else {
+        let found = self
+            .directory()
+            .look_up(self.file(), &entry.name)?
+            .map(BitmapInfo::from);
+        let Some(info) = found else {
             return Ok(Health::Missing);
         };
         if info.in_use {
