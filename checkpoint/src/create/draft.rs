@@ -143,7 +143,7 @@ impl Draft {
             let cluster = image.geometry().cluster_bytes().clamp(1 << 12, 1 << 16);
             let usual = Granularity::from_bytes(cluster).unwrap_or(Granularity::DEFAULT);
             let mut bits = blank(image, self.granularity.unwrap_or(usual))?;
-            let proof = proof::plant(image, &mut bits)?;
+            let proof = super::planting::plant(image, &mut bits)?;
             Ok((bits, proof))
         };
         let (bits, proof) = make().map_err(Error::on(&part.disk))?;

@@ -10,6 +10,7 @@
 
 mod anchoring;
 mod draft;
+mod planting;
 mod redefine;
 mod tentative;
 
