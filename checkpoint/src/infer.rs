@@ -8,6 +8,8 @@
 //! - Bitmaps that are disabled: whether they are all there cannot be known. Only the union of all
 //!   of them is right for every order, and only if none is missing.
 
+use std::cmp::Reverse;
+
 use tidemark_bitmap::Bitmap;
 use tidemark_qcow2::chain::{Health, Scheme};
 use tidemark_qcow2::{BitmapInfo, Image};
@@ -131,11 +133,9 @@ fn by_inclusion(disk: &str, image: &Image, infos: Vec<BitmapInfo>) -> fold::Resu
         let bits = image.load_bitmap(&info.name)?;
         loaded.push((info, bits));
     }
-    loaded.sort_by(|(a, a_bits), (b, b_bits)| {
-        let dirty = b_bits.dirty_bytes().cmp(&a_bits.dirty_bytes());
-        dirty
-            .then_with(|| number_in(&a.name).cmp(&number_in(&b.name)))
-            .then_with(|| a.name.cmp(&b.name))
+    loaded.sort_by_cached_key(|(info, bits)| {
+        let number = number_in(&info.name);
+        (Reverse(bits.dirty_bytes()), number, info.name.clone())
     });
     let ordered = loaded.windows(2).all(|pair| match pair {
         [(_, older), (_, newer)] => older.contains(newer),
