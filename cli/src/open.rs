@@ -109,8 +109,20 @@ impl Gates {
     pub(crate) fn write(&self, path: &Path) -> Outcome<Image> {
         let storage: Box<dyn Storage> = Box::new(writable(path)?);
         let gate = self.gate(Share::default());
-        Ok(Image::open(storage, OpenOptions::writing(gate))?)
+        Ok(said(Image::open(storage, OpenOptions::writing(gate))?))
     }
+}
+
+/// Says what opening put right.
+pub(crate) fn said(image: Image) -> Image {
+    if let Some(report) = image.repaired_on_open() {
+        let (name, errors, leaks) = (image.name(), report.corruptions_fixed, report.leaks_fixed);
+        warn(format_args!(
+            "{name}: was not closed cleanly; opening it for writing repaired {errors} errors and \
+             freed {leaks} leaked clusters"
+        ));
+    }
+    image
 }
 
 /// Opens a disk of a declared format for reading, with its backing chain.
@@ -174,7 +186,7 @@ pub(crate) fn read_alone(path: &Path, share: Share) -> Outcome<Image> {
 /// Opens an image alone to change its bitmaps.
 pub(crate) fn write_alone(path: &Path) -> Outcome<Image> {
     let storage: Box<dyn Storage> = Box::new(writable(path)?);
-    Ok(Image::open_unbacked(storage, true)?)
+    Ok(said(Image::open_unbacked(storage, true)?))
 }
 
 /// Opens a file for writing, under the locks of a writer.

@@ -298,3 +298,25 @@ fn edit(place: &Place, name: &str, at: usize, bytes: &[u8]) {
     content[at..at + bytes.len()].copy_from_slice(bytes);
     std::fs::write(path, content).unwrap();
 }
+
+#[test]
+fn an_image_that_was_not_closed_cleanly_is_repaired_by_the_first_command_that_writes() {
+    require_qemu!();
+    let place = Place::new();
+    let path = place.create("disk", 4 << 20, &[("lazy_refcounts", "on")]);
+    let mut daemon = tidemark_fixtures::oracle::daemon::QemuStorageDaemon::spawn();
+    let node = daemon.open_image(&path);
+    daemon.guest(&node, &["write -P 6 1M 300k", "flush"]);
+    daemon.kill_dash_nine();
+    let before = std::fs::read(&path).unwrap();
+    assert_eq!(place.json("info disk")["dirty-flag"], true);
+    place.ok("map disk");
+    assert!(std::fs::read(&path).unwrap() == before, "reading wrote");
+    let answer = place.run("bitmap add disk b").ends_with(0);
+    assert!(answer.stderr.contains("not closed cleanly"), "{answer:?}");
+    let answer = place.run("bitmap add disk c").ends_with(0);
+    assert!(answer.stderr.is_empty(), "{answer:?}");
+    assert_eq!(place.json("info disk")["dirty-flag"], false);
+    qemu_img::check(&path).assert_clean();
+    assert!(common::content(&path)[1 << 20..][..300 << 10] == [6; 300 << 10]);
+}

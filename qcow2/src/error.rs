@@ -217,8 +217,12 @@ pub enum Feature {
     /// An internal snapshot of a disk whose data is not in the image.
     #[error("an image with an external data file cannot have internal snapshots")]
     SnapshotOfDataFile,
-    /// Stale reference counts, when opened for writing.
-    #[error("the image was not closed cleanly (dirty bit): repair it with `check --repair all`")]
+    /// Stale reference counts, when opened for writing without repair, or with more damage than
+    /// they explain.
+    #[error(
+        "the image was not closed cleanly (dirty bit) and opening did not repair it: `check` says \
+         what is wrong, `check --repair all` mends it"
+    )]
     Dirty,
     /// Extended L2 entries together with an external data file, when opened for writing.
     #[error("extended L2 entries with an external data file can be read but not written")]

@@ -27,6 +27,8 @@ use std::ops::Range;
 
 pub(crate) use self::references::References;
 pub use self::repair::{Loss, Repair, RepairReport, repair};
+
+pub(crate) use self::repair::repair_dirty;
 pub use self::report::{CheckReport, Finding, Severity};
 
 use self::counts::ReferenceCounts;

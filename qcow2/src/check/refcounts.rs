@@ -147,7 +147,7 @@ impl Census<'_> {
     }
 
     /// Notes clusters of exclusive structures that have more than one reference.
-    fn find_shared(&mut self) {
+    pub(super) fn find_shared(&mut self) {
         let mut ranges = std::mem::take(&mut self.exclusive);
         ranges.sort_unstable_by_key(|(_, clusters)| clusters.start);
         let mut done = 0;

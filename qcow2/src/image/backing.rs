@@ -213,6 +213,7 @@ impl Layer {
             gate: Arc::clone(&options.gate),
             depth,
             writable_layer: options.writable_layer,
+            repair_dirty: options.repair_dirty,
         };
         Image::open(storage, below).map(|image| Self::Image(Box::new(image)))
     }

@@ -58,6 +58,7 @@ use crate::alloc::{Allocator, Structure};
 use crate::bitmaps::directory::Directory;
 use crate::bitmaps::tracker::Tracker;
 use crate::cache::TableCache;
+use crate::check::RepairReport;
 use crate::codec::CompressionType;
 use crate::error::{Damage, Error, Mistake, Result};
 use crate::format::chain::Reading;
@@ -109,6 +110,8 @@ pub struct Image {
     failed: AtomicBool,
     /// A change met damage: no further one is let in.
     distrusted: AtomicBool,
+    /// What opening put right.
+    repaired: Option<RepairReport>,
 }
 
 impl std::fmt::Debug for Image {

@@ -13,6 +13,7 @@ use super::locks::{ClusterLocks, Entrance};
 use super::{BackingReference, Gate, Image, NoFiles};
 use crate::bitmaps::directory::Directory;
 use crate::cache::TableCache;
+use crate::check::{RepairReport, repair_dirty};
 use crate::codec::CompressionType;
 use crate::convert::{index, low_byte, to_usize};
 use crate::error::{Damage, Feature, Result};
@@ -39,6 +40,10 @@ pub struct OpenOptions {
     /// The layer of the chain that is opened for writing, too: 1 is the backing file, 2 the one
     /// below it, 0 none. The gate is asked for it with [`Gate::open_for_writing`].
     pub writable_layer: usize,
+    /// Whether an image that was not closed cleanly (dirty bit) is repaired when it is opened for
+    /// writing: refcounts and COPIED flags follow from its mapping. It is refused otherwise, and
+    /// when anything else is wrong. [`Image::repaired_on_open`] tells what was done.
+    pub repair_dirty: bool,
 }
 
 impl Default for OpenOptions {
@@ -48,6 +53,7 @@ impl Default for OpenOptions {
             gate: Arc::new(NoFiles),
             depth: 0,
             writable_layer: 0,
+            repair_dirty: true,
         }
     }
 }
@@ -80,6 +86,9 @@ impl Image {
     /// An image with a backing file or an external data file opens it too, through the gate; when
     /// the gate refuses, opening fails.
     ///
+    /// Opening for reading writes nothing. Opening for writing writes nothing either, but for the
+    /// repair of an image that was not closed cleanly, see [`OpenOptions::repair_dirty`].
+    ///
     /// # Errors
     /// Damage, features that are not handled (all of them before the first write), or I/O.
     pub fn open(storage: Box<dyn Storage>, options: OpenOptions) -> Result<Self> {
@@ -90,7 +99,10 @@ impl Image {
             None => None,
         };
         let guest = GuestData::open(&first, &file, backing.as_ref(), &options)?;
-        Self::assemble(file, first, backing, guest, options.writable)
+        let repair = options.writable && options.repair_dirty;
+        let (file, first, repaired) = clean(file, first, repair)?;
+        let image = Self::assemble(file, first, backing, guest, options.writable)?;
+        Ok(Self { repaired, ..image })
     }
 
     /// Opens an image without its backing file and its external data file, for questions about the
@@ -103,7 +115,14 @@ impl Image {
         let file = ImageFile::new(storage);
         let first = read_first_cluster(&file)?;
         let guest = GuestData::unopened(&first);
-        Self::assemble(file, first, None, guest, writable)
+        let (file, first, repaired) = clean(file, first, writable)?;
+        let image = Self::assemble(file, first, None, guest, writable)?;
+        Ok(Self { repaired, ..image })
+    }
+
+    /// What opening put right, because the image was not closed cleanly.
+    pub fn repaired_on_open(&self) -> Option<&RepairReport> {
+        self.repaired.as_ref()
     }
 
     /// Opens an image whose bitmaps nobody else can open, to be repaired. It takes no guest write.
@@ -166,9 +185,28 @@ impl Image {
             last_narrowing: Mutex::new(Instant::now()),
             failed: AtomicBool::new(false),
             distrusted: AtomicBool::new(false),
+            repaired: None,
             file,
         })
     }
+}
+
+/// The image with refcounts that can be trusted, after everything else that opening for writing
+/// refuses was looked at.
+fn clean(
+    file: ImageFile,
+    first: FirstCluster,
+    repair: bool,
+) -> Result<(ImageFile, FirstCluster, Option<RepairReport>)> {
+    let header = first.header();
+    if !repair || header.incompatible & incompatible::DIRTY == 0 {
+        return Ok((file, first, None));
+    }
+    refuse_unwritable(&file, &first)?;
+    let (storage, report) = repair_dirty(file.into_storage())?;
+    let file = ImageFile::new(storage);
+    let first = read_first_cluster(&file)?;
+    Ok((file, first, Some(report)))
 }
 
 fn read_first_cluster(file: &ImageFile) -> Result<FirstCluster> {
@@ -235,13 +273,18 @@ fn refuse_long_header(file: &ImageFile, header: &Header) -> Result<()> {
 }
 
 fn refuse_writing(file: &ImageFile, first: &FirstCluster) -> Result<()> {
+    refuse_unwritable(file, first)?;
+    if first.header().incompatible & incompatible::DIRTY != 0 {
+        return Err(file.unsupported(Feature::Dirty));
+    }
+    Ok(())
+}
+
+fn refuse_unwritable(file: &ImageFile, first: &FirstCluster) -> Result<()> {
     let header = first.header();
     refuse_long_header(file, header)?;
     if header.incompatible & incompatible::CORRUPT != 0 {
         return Err(file.damage(Damage::MarkedCorrupt));
-    }
-    if header.incompatible & incompatible::DIRTY != 0 {
-        return Err(file.unsupported(Feature::Dirty));
     }
     if header.geometry.external_data && header.geometry.extended_l2 {
         return Err(file.unsupported(Feature::SubclustersOutside));

@@ -4,6 +4,9 @@
 #[path = "../common/mod.rs"]
 mod common;
 
+#[path = "../check/corpus.rs"]
+mod corpus;
 mod corrupt;
+mod dirty;
 mod encrypted;
 mod snapshots;

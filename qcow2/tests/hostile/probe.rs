@@ -123,6 +123,7 @@ pub(crate) fn write_open(
     let watched = Watched::new(bytes.to_vec());
     let options = || OpenOptions {
         writable: true,
+        repair_dirty: false,
         ..OpenOptions::default()
     };
     let opened = guarded(|| {

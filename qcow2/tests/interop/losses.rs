@@ -6,9 +6,9 @@ use tidemark_fixtures::corrupt::set_u64;
 use tidemark_fixtures::oracle::daemon::QemuStorageDaemon;
 use tidemark_fixtures::oracle::{qemu_img, qemu_io};
 use tidemark_qcow2::chain::{Health, Reading};
-use tidemark_qcow2::{CreateOptions, Feature, Image};
+use tidemark_qcow2::{CreateOptions, Image};
 
-use super::common::{create_file, open_file, read_all, reading, try_open_file, writing};
+use super::common::{create_file, open_file, read_all, writing};
 use super::sessions::{begin_chain, judge_chain};
 use super::{Desk, sha256};
 
@@ -239,31 +239,4 @@ fn convert_copies_our_bitmaps_and_leaves_the_record() {
         copies += 1;
     }
     println!("{copies} copies");
-}
-
-/// After a crash of QEMU with lazy refcounts the counts are stale: reading works, writing does not.
-#[test]
-fn a_dirty_image_is_read_and_not_written() {
-    tidemark_fixtures::require_qemu!();
-    let _turn = super::common::alone();
-    let desk = Desk::new();
-    qemu_img::create(&desk.path, SIZE, &[("lazy_refcounts", "on")]);
-    let mut daemon = QemuStorageDaemon::spawn();
-    let node = daemon.open_image(&desk.path);
-    daemon.guest(&node, &["write -P 6 1M 300k", "flush"]);
-    daemon.kill_dash_nine();
-    let before = desk.bytes();
-    let error = try_open_file(&desk.path, writing()).unwrap_err();
-    assert!(matches!(error.feature(), Some(Feature::Dirty)), "{error}");
-    let image = open_file(&desk.path, reading());
-    assert!(
-        read_all(&image)[1 << 20..(1 << 20) + 300_000]
-            .iter()
-            .all(|&byte| byte == 6)
-    );
-    drop(image);
-    assert!(desk.bytes() == before, "a refused image was changed");
-    assert_eq!(qemu_img::repair(&desk.path, "all").exit, 0);
-    write_everywhere(&desk);
-    desk.assert_clean();
 }

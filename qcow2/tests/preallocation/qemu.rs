@@ -348,7 +348,7 @@ fn grow_both(
     assert_eq!(placed(), before, "{what}: it took further places");
     if kind == RawDataFile {
         let data = std::fs::read(place.path("ours.raw")).unwrap();
-        assert_eq!(data, qemu_img::convert_to_raw(&ours), "{what}");
+        assert!(data == qemu_img::convert_to_raw(&ours), "{what}");
     }
 }
 

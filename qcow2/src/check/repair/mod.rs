@@ -13,12 +13,15 @@
 
 mod copied;
 mod directory;
+mod dirty;
 mod loss;
 mod place;
 mod publish;
 mod salvage;
 
 pub use self::loss::Loss;
+
+pub(crate) use self::dirty::repair_dirty;
 
 pub(super) use self::copied::Flags;
 use self::salvage::Salvage;
@@ -65,7 +68,10 @@ pub struct RepairReport {
 /// cluster than its refcount can hold, or no room for new structures, both before the first write;
 /// I/O.
 pub fn repair(storage: Box<dyn Storage>, what: Repair) -> Result<RepairReport> {
-    let mut image = Image::open_for_repair(storage)?;
+    repair_image(Image::open_for_repair(storage)?, what).map(|(_, report)| report)
+}
+
+fn repair_image(mut image: Image, what: Repair) -> Result<(Image, RepairReport)> {
     if !image.file().storage().writable() {
         return Err(image.file().invalid(Mistake::ReadOnly));
     }
@@ -87,14 +93,15 @@ pub fn repair(storage: Box<dyn Storage>, what: Repair) -> Result<RepairReport> {
         clear_marks(&image, marks)?;
         after = check_image(&image)?;
     }
-    Ok(RepairReport {
+    let report = RepairReport {
         leaks_fixed: before.leaks.saturating_sub(counted.leaks),
         corruptions_fixed: flags
             + (before.corruptions + before.check_errors)
                 .saturating_sub(counted.corruptions + counted.check_errors),
         check: after,
         losses,
-    })
+    };
+    Ok((image, report))
 }
 
 /// The check without the COPIED flags, which depend on counts that are still wrong.
