@@ -14,7 +14,7 @@ use std::ops::Range;
 use super::block::RefcountBlock;
 use super::set::ClusterSet;
 use super::{Allocator, HostRun};
-use crate::check::References;
+use crate::check::{References, USUAL_ORDER, counts_enough};
 use crate::convert::to_usize;
 use crate::error::Result;
 use crate::image::file::ImageFile;
@@ -131,6 +131,13 @@ impl Allocator {
                 read.as_ref()
             }
         };
+        if self.geometry.refcount_order == USUAL_ORDER
+            && let Some(block) = block
+            && let Some(counted) = references.slice(clusters.clone())
+            && counts_enough(block.bytes(), counted)
+        {
+            return Ok(());
+        }
         let mut from = clusters.start;
         while let Some(cluster) = references.next(from..clusters.end) {
             let slot = to_usize(cluster - clusters.start);

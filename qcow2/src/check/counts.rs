@@ -5,8 +5,9 @@
 //! map beside.
 
 use std::collections::{BTreeMap, HashMap};
+use std::ops::Range;
 
-use crate::convert::{to_u64, to_usize};
+use crate::convert::{low_byte, to_u64, to_usize};
 
 /// Clusters up to which the array is dense.
 const DENSE_CLUSTERS: u64 = 1 << 28;
@@ -75,6 +76,40 @@ impl ReferenceCounts {
                 _ => false,
             },
             Bytes::Sparse(_) => false,
+        }
+    }
+
+    /// Adds one reference to each cluster of a run where that is a matter of bytes; returns whether
+    /// it was.
+    pub(super) fn bump_run(&mut self, clusters: Range<u64>) -> bool {
+        let most = low_byte(self.most.min(u64::from(HIGH) - 1));
+        let range = to_usize(clusters.start)..to_usize(clusters.end);
+        let Bytes::Dense(bytes) = &mut self.bytes else {
+            return false;
+        };
+        let Some(run) = bytes.get_mut(range) else {
+            return false;
+        };
+        if run
+            .iter()
+            .fold(false, |full, &count| full | (count >= most))
+        {
+            return false;
+        }
+        run.iter_mut().for_each(|count| *count += 1);
+        self.used = self.used.max(clusters.end);
+        true
+    }
+
+    /// The counts of a range where they are bytes in a row; those that are missing at its end are
+    /// zero. [`u8::MAX`] stands for more than fit.
+    pub(super) fn slice(&self, clusters: Range<u64>) -> Option<&[u8]> {
+        match &self.bytes {
+            Bytes::Dense(bytes) => {
+                let end = to_usize(clusters.end).min(bytes.len());
+                bytes.get(to_usize(clusters.start)..end)
+            }
+            Bytes::Sparse(_) => None,
         }
     }
 

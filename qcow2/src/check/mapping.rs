@@ -48,9 +48,7 @@ impl Census<'_> {
                 census.l1_entry(place, entry, [0, times], &mut tables);
             });
         }
-        for (&offset, &named) in &tables {
-            self.count_l2(offset, named);
-        }
+        self.count_l2_tables(&tables);
         self.find_foreign_use(&tables);
         tables
     }
@@ -133,8 +131,11 @@ impl Census<'_> {
     /// Compares the COPIED flags of the active tables with the refcounts on disk.
     pub(super) fn check_copied(&mut self, header: &Header, tables: &L2Tables) {
         self.check_copied_l1(header);
-        for (&offset, &named) in tables.iter().filter(|(_, named)| named.active > 0) {
-            self.check_copied_l2(offset, named.active);
+        let active = tables.iter().filter(|(_, named)| named.active > 0);
+        let offsets: Vec<HostOffset> = active.map(|(&offset, _)| offset).collect();
+        for offset in self.unsure_of_flags(&offsets) {
+            let times = tables.get(&offset).map_or(0, |named| named.active);
+            self.check_copied_l2(offset, times);
         }
     }
 

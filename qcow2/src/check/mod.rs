@@ -16,6 +16,7 @@ mod l2;
 mod mapping;
 mod outside;
 mod pieces;
+mod plain;
 mod refcounts;
 mod references;
 mod repair;
@@ -25,6 +26,7 @@ mod snapshots;
 use std::collections::BTreeMap;
 use std::ops::Range;
 
+pub(crate) use self::plain::{USUAL_ORDER, counts_enough};
 pub(crate) use self::references::References;
 pub use self::repair::{Loss, Repair, RepairReport, repair};
 
@@ -123,6 +125,10 @@ struct Census<'a> {
     shared_block: Option<HostOffset>,
     /// Something has more references than its refcount can hold.
     overflowed: bool,
+    /// Every L2 table is plain, active, and says of all its data that it is its alone.
+    uniform: bool,
+    /// No cluster has a count above one.
+    single: bool,
     /// The first read that failed.
     failed: Option<Error>,
     /// Present while COPIED flags are corrected and not only compared.
@@ -162,6 +168,8 @@ impl<'a> Census<'a> {
             refcounts_broken: false,
             shared_block: None,
             overflowed: false,
+            uniform: true,
+            single: true,
             failed: None,
             flags: None,
             report,

@@ -173,6 +173,7 @@ impl Census<'_> {
         let offset = HostOffset(entry & !RESERVED);
         let bytes = self.geometry.cluster_bytes();
         if !self.geometry.is_aligned(offset) || offset.0 >= UNREACHABLE {
+            self.single = false;
             self.found(Finding::unreachable("refcount block", offset), 1);
             return 0;
         }
@@ -181,12 +182,17 @@ impl Census<'_> {
             return self.compare_uncounted(clusters);
         }
         if !seen.insert(offset) {
+            self.single = false;
             // Reported as shared; reading it for every entry would cost what the table claims.
             return 0;
         }
         let Some(block) = self.read("refcount block", offset, bytes) else {
+            self.single = false;
             return 0;
         };
+        if let Some(highest) = self.block_agrees(&block, &clusters) {
+            return highest;
+        }
         let order = self.geometry.refcount_order;
         let mut highest = 0;
         for (slot, cluster) in clusters.enumerate() {
@@ -245,6 +251,7 @@ impl Census<'_> {
     /// Compares clusters that no block counts: their refcount is zero.
     fn compare_uncounted(&mut self, clusters: Range<u64>) -> u64 {
         let (mut highest, mut from) = (0, clusters.start);
+        self.single = false;
         while let Some(cluster) = self.counts.next_referenced(from, clusters.end) {
             let references = self.counts.get(cluster);
             self.compare_cluster(cluster, 0, references);

@@ -57,6 +57,12 @@ impl References {
         self.counts.next_referenced(clusters.start, end)
     }
 
+    /// The counts of a range where they are bytes in a row; those that are missing at its end are
+    /// zero. [`u8::MAX`] stands for more than fit.
+    pub(crate) fn slice(&self, clusters: Range<u64>) -> Option<&[u8]> {
+        self.counts.slice(clusters)
+    }
+
     /// References to a cluster.
     pub(crate) fn count(&self, cluster: u64) -> u64 {
         self.counts.get(cluster)

@@ -166,3 +166,42 @@ fn is_pointer(bytes: &[u8], at: usize) -> bool {
 fn random_index(random: &mut Random, len: usize) -> usize {
     usize::try_from(random.within(0..u64::try_from(len).unwrap())).unwrap()
 }
+
+/// So many tables that they are counted on several threads.
+#[test]
+fn many_tables_with_random_damage_count_as_in_qemu() {
+    require_qemu!();
+    let mut builder = ImageBuilder::new(100 * 64 * 512).cluster_bits(9);
+    for table in 0..100 {
+        for slot in [0, 1, 2, 17, 63] {
+            let cluster = match (table + slot) % 29 {
+                0 => Cluster::ZeroAllocated(vec![3; 512]),
+                1 => Cluster::Zero,
+                _ => Cluster::Data(vec![4; 512]),
+            };
+            builder = builder.cluster(table * 64 + slot, cluster);
+        }
+    }
+    let bytes = builder.build().bytes;
+    let words: Vec<usize> = (0..bytes.len() / 8)
+        .filter(|word| *word >= 64 && is_pointer(&bytes, word * 8))
+        .collect();
+    let mut random = Random::new(23);
+    let mut images = vec![("healthy".to_owned(), bytes.clone())];
+    for number in 0..60 {
+        let mut damaged = bytes.clone();
+        for _ in 0..number % 3 + 1 {
+            let at = words[random_index(&mut random, words.len())] * 8;
+            match random.within(0..5) {
+                0 => damaged[at..at + 8].fill(0),
+                1 => damaged[at] ^= 0x80,
+                2 => damaged[at + 5] ^= 1 << random.within(1..8),
+                3 => damaged[at + 7] ^= 2,
+                _ => damaged[at + 2] ^= 0x10,
+            }
+        }
+        images.push((format!("many tables, damage {number}"), damaged));
+    }
+    assert!(words.len() > 500);
+    compare_all(images);
+}
