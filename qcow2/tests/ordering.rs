@@ -11,6 +11,7 @@ use std::sync::Arc;
 use common::{add_bitmap, granularity, open_bytes, reading, writing};
 use tidemark_fixtures::storage::{CrashStorage, CrashWorld, Event, EventKind};
 use tidemark_qcow2::chain::Scheme;
+use tidemark_qcow2::check::{Repair, repair};
 use tidemark_qcow2::transfer::{CommitOptions, RebaseOptions};
 use tidemark_qcow2::{
     BackingReference, CreateOptions, DataFileReference, Error, Gate, Image, MemoryStorage,
@@ -791,4 +792,62 @@ fn committed_data_and_bitmaps_precede_the_emptied_overlay() {
         event.disk == 0 && matches!(event.kind, EventKind::Write { len, .. } if len >= CLUSTER)
     });
     assert!(data < bitmaps);
+}
+
+/// The repair of an image that `damage` has broken, and the length that its file had.
+fn mended(damage: impl FnOnce(&Log, &mut Vec<u8>)) -> (Log, u64) {
+    let healthy = Log::record(&options(), tracked, |image| image.close().unwrap());
+    let mut bytes = healthy.bytes.clone();
+    damage(&healthy, &mut bytes);
+    let length = u64::try_from(bytes.len()).unwrap();
+    let storage = CrashStorage::new(bytes);
+    let report = repair(Box::new(storage.clone()), Repair::All).unwrap();
+    assert!(report.check.is_clean() && report.corruptions_fixed > 0);
+    let log = Log {
+        events: storage.log().events().to_vec(),
+        bytes: storage.to_bytes(),
+    };
+    (log, length)
+}
+
+fn put64(bytes: &mut [u8], at: u64, value: u64) {
+    let at = usize::try_from(at).unwrap();
+    bytes[at..at + 8].copy_from_slice(&value.to_be_bytes());
+}
+
+#[test]
+fn repaired_structures_precede_header() {
+    let (log, length) = mended(|_, bytes| {
+        let table = be64(bytes, 48);
+        let entry = be64(bytes, table);
+        put64(bytes, table, entry | 1);
+    });
+    let header = log.writes(0..512);
+    let table = be64(&log.bytes, 48);
+    assert!(table >= length, "the new table lies behind the old end");
+    log.durable_before("refcount table", &log.writes(cluster(table)), &header);
+    let block = cluster(log.refcount_block(0));
+    log.durable_before("refcount block", &log.writes(block), &header);
+    let old = log.writes(0..length);
+    assert_eq!(
+        old.first(),
+        header.first(),
+        "the old image is written first"
+    );
+}
+
+#[test]
+fn corrected_counts_precede_flags() {
+    let mut places = (0, 0);
+    let (log, _) = mended(|healthy, bytes| {
+        // Two references counted where there is one, and so no COPIED flag.
+        let count = healthy.refcount_block(0) + healthy.data(0) / CLUSTER * 2;
+        let flag = healthy.l2(0);
+        bytes[usize::try_from(count).unwrap() + 1] = 2;
+        put64(bytes, flag, healthy.data(0));
+        places = (count, flag);
+    });
+    let (count, flag) = places;
+    let counts = log.writes(count..count + 2);
+    log.durable_before("count", &counts, &log.writes(entry(flag)));
 }

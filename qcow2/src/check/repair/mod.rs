@@ -151,6 +151,7 @@ fn repair_structures(image: &Image, what: Repair, losses: &mut Vec<Loss>) -> Res
         return Ok(Progress::Done);
     }
     if in_place {
+        refuse_overflow_without_bitmaps(image, &header)?;
         losses.extend(salvage.losses);
         losses.extend(publish::drop_bitmaps(image)?);
         return Ok(Progress::Header);
@@ -184,6 +185,13 @@ fn has_uncounted(census: &Census<'_>, counted: &Counted) -> bool {
 fn refuse_overflow(image: &Image, header: &Header) -> Result<()> {
     let mut census = Census::new(image.file(), header)?;
     census.count_image(image, header);
+    refuse_overflowed(image, &census)
+}
+
+/// The same for an image whose bitmaps are going to be dropped.
+fn refuse_overflow_without_bitmaps(image: &Image, header: &Header) -> Result<()> {
+    let mut census = Census::new(image.file(), header)?;
+    census.count_all(image, header, None, &[]);
     refuse_overflowed(image, &census)
 }
 
