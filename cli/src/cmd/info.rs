@@ -135,7 +135,7 @@ fn specific(facts: &Facts) -> Value {
             let list = facts.bitmaps.iter().map(|bitmap| {
                 json!({
                     "flags": bitmap_flags(bitmap.in_use, bitmap.auto),
-                    "name": String::from_utf8_lossy(&bitmap.name),
+                    "name": bitmap.text(),
                     "granularity": bitmap.granularity.bytes(),
                 })
             });

@@ -72,11 +72,7 @@ fn specific(out: &mut Out, facts: &Facts) -> Outcome<()> {
             for (number, flag) in flags.iter().enumerate() {
                 say!(out, "                [{number}]: {flag}")?;
             }
-            say!(
-                out,
-                "            name: {}",
-                String::from_utf8_lossy(&bitmap.name)
-            )?;
+            say!(out, "            name: {}", bitmap.text())?;
             say!(
                 out,
                 "            granularity: {}",

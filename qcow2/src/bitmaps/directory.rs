@@ -4,6 +4,7 @@ use std::collections::HashMap;
 
 use tidemark_bitmap::{Granularity, Shape};
 
+use super::name;
 use crate::convert::{index, to_u32, to_u64, to_usize};
 use crate::error::{Damage, Error, Mistake, Result};
 use crate::format::bitmap::{self, BitmapsExtension, DirectoryEntry, TableEntry};
@@ -16,7 +17,8 @@ use crate::units::HostOffset;
 /// What the directory says of one bitmap; no bit has been read for it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct BitmapInfo {
-    /// Its name; bytes that are not UTF-8 are replaced.
+    /// Its name; in one that is not UTF-8, bytes that are no text stand as `\xNN`, backslashes as
+    /// `\\`. Calls that take a name take this.
     pub name: String,
     /// Bytes of disk per bit.
     pub granularity: Granularity,
@@ -29,7 +31,7 @@ pub struct BitmapInfo {
 impl From<&DirectoryEntry> for BitmapInfo {
     fn from(entry: &DirectoryEntry) -> Self {
         Self {
-            name: String::from_utf8_lossy(&entry.name).into_owned(),
+            name: name::text(&entry.name),
             granularity: entry.granularity,
             auto: entry.auto,
             in_use: entry.in_use,
@@ -41,7 +43,7 @@ impl From<&DirectoryEntry> for BitmapInfo {
 #[derive(Debug)]
 pub(crate) struct Directory {
     entries: std::result::Result<Vec<DirectoryEntry>, Error>,
-    /// Where each name stands; of two the first.
+    /// Where each name stands, and the text of each that is none; of two the first.
     by_name: HashMap<Vec<u8>, usize>,
     place: Option<(HostOffset, u64)>,
 }
@@ -63,6 +65,13 @@ impl Directory {
         let mut by_name = HashMap::with_capacity(entries.len());
         for (number, entry) in entries.iter().enumerate() {
             by_name.entry(entry.name.clone()).or_insert(number);
+        }
+        // After all names as they are: those come first.
+        for (number, entry) in entries.iter().enumerate() {
+            if std::str::from_utf8(&entry.name).is_err() {
+                let text = name::text(&entry.name).into_bytes();
+                by_name.entry(text).or_insert(number);
+            }
         }
         Self {
             entries: Ok(entries),

@@ -11,6 +11,7 @@
 
 pub(crate) mod directory;
 pub(crate) mod load;
+pub(crate) mod name;
 pub mod proof;
 mod regions;
 pub(crate) mod tracker;
@@ -55,7 +56,7 @@ impl Image {
         // On disk staged regions are wide; memory has their exact bits.
         let touched = self
             .tracker()
-            .and_then(|tracker| tracker.touched_pages(name.as_bytes()));
+            .and_then(|tracker| tracker.touched_pages(&entry.name));
         for (number, page) in touched.into_iter().flatten() {
             bitmap.set_page(number, page);
         }

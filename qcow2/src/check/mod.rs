@@ -410,9 +410,9 @@ impl<'a> Census<'a> {
     }
 }
 
-/// Bytes that are not UTF-8 replaced.
+/// A name as text, as the bitmaps of an image have it.
 fn text(bytes: &[u8]) -> String {
-    String::from_utf8_lossy(bytes).into_owned()
+    crate::bitmaps::name::text(bytes)
 }
 
 /// A position in a table of 8-byte entries.

@@ -129,6 +129,11 @@ pub struct DirectoryEntry {
 }
 
 impl DirectoryEntry {
+    /// The name as text, as [`BitmapInfo`](crate::BitmapInfo) has it.
+    pub fn text(&self) -> String {
+        crate::bitmaps::name::text(&self.name)
+    }
+
     /// Bytes the entry takes in the directory.
     pub fn span(&self) -> usize {
         (ENTRY_BYTES + self.name.len()).next_multiple_of(8)

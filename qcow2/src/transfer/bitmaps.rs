@@ -93,5 +93,6 @@ fn refusal(name: &str, problem: &'static str) -> Error {
 
 fn copy(from: &Image, to: &Image, info: &BitmapInfo) -> Result<()> {
     let bits = from.load_bitmap(&info.name)?;
-    to.update(|update| update.put(&info.name, bits, info.auto))
+    let name = from.directory().find(from.file(), &info.name)?.name.clone();
+    to.update(|update| update.put_named(&name, bits, info.auto))
 }

@@ -8,6 +8,7 @@ mod common;
 mod bits;
 mod crashes;
 mod data;
+mod every_shape;
 mod foreign;
 mod foreign_programs;
 mod in_use;

@@ -4,7 +4,7 @@ use tidemark_bitmap::{Bitmap, Granularity};
 
 use super::{Slot, Update};
 use crate::bitmaps::directory::{read_stale, shape};
-use crate::bitmaps::{BitmapInfo, load};
+use crate::bitmaps::{BitmapInfo, load, name};
 use crate::convert::{to_u32, to_u64};
 use crate::error::{Error, Feature, Mistake, Result};
 use crate::format::bitmap::DirectoryEntry;
@@ -88,6 +88,20 @@ impl Update<'_> {
     /// # Errors
     /// A name that cannot be, too many bitmaps, a version 2 image, or bits of another disk size.
     pub fn put(&mut self, name: &str, bits: Bitmap, recording: bool) -> Result<()> {
+        match self.position(name) {
+            Some(position) => {
+                let name = self.slots[position].entry.name.clone();
+                self.put_named(&name, bits, recording)
+            }
+            None => self.put_named(name.as_bytes(), bits, recording),
+        }
+    }
+
+    /// As [`put`](Self::put), for a name of any bytes.
+    ///
+    /// # Errors
+    /// As [`put`](Self::put).
+    pub(crate) fn put_named(&mut self, name: &[u8], bits: Bitmap, recording: bool) -> Result<()> {
         let bits = self.fit(bits)?;
         self.check_new(name)?;
         let entry = DirectoryEntry {
@@ -96,17 +110,13 @@ impl Update<'_> {
             in_use: false,
             auto: recording,
             granularity: bits.shape().granularity(),
-            name: name.as_bytes().to_vec(),
+            name: name.to_vec(),
         };
         let slot = Slot {
             entry,
             content: Some(bits),
         };
-        match self
-            .slots
-            .iter_mut()
-            .find(|slot| slot.entry.name == name.as_bytes())
-        {
+        match self.slots.iter_mut().find(|slot| slot.entry.name == name) {
             Some(old) => {
                 let old = std::mem::replace(old, slot);
                 self.retire(old);
@@ -136,11 +146,11 @@ impl Update<'_> {
         Ok(fitted)
     }
 
-    fn check_new(&self, name: &str) -> Result<()> {
+    fn check_new(&self, name: &[u8]) -> Result<()> {
         if self.image.geometry.version == 2 {
             return Err(self.image.file.unsupported(Feature::BitmapsInVersion2));
         }
-        if name.is_empty() || name.len() > limits::MAX_BITMAP_NAME_BYTES || name.contains('\0') {
+        if name.is_empty() || name.len() > limits::MAX_BITMAP_NAME_BYTES || name.contains(&0) {
             return Err(self.invalid(Mistake::BitmapName(name.len())));
         }
         if self.disk_bytes() == 0 {
@@ -151,7 +161,8 @@ impl Update<'_> {
             }));
         }
         let value = to_u64(self.slots.len());
-        if value >= limits::MAX_BITMAPS.into() {
+        let known = self.slots.iter().any(|slot| slot.entry.name == name);
+        if !known && value >= limits::MAX_BITMAPS.into() {
             let limit = limits::MAX_BITMAPS.into();
             return Err(self.image.file.unsupported(Feature::Limit {
                 what: "bitmaps",
@@ -195,10 +206,12 @@ impl Update<'_> {
     }
 
     fn find(&self, name: &str) -> Result<usize> {
-        self.slots
-            .iter()
-            .position(|slot| slot.entry.name == name.as_bytes())
+        self.position(name)
             .ok_or_else(|| self.invalid(Mistake::NoSuchBitmap(name.to_owned())))
+    }
+
+    fn position(&self, name: &str) -> Option<usize> {
+        name::position(self.slots.iter().map(|slot| &slot.entry.name[..]), name)
     }
 
     pub(super) fn invalid(&self, mistake: Mistake) -> Error {
