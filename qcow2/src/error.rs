@@ -320,6 +320,9 @@ pub enum Mistake {
     /// The bitmap is marked in use by a writer that never finished.
     #[error("bitmap '{0}' is inconsistent (in use): it can only be removed or recovered")]
     BitmapInconsistent(String),
+    /// A backup holds the bitmap.
+    #[error("bitmap '{0}' is busy: a backup holds it")]
+    BitmapBusy(String),
     /// The bitmap belongs to a checkpoint chain.
     #[error("bitmap '{0}' belongs to a checkpoint; deleting the checkpoint is the safe way")]
     BitmapInChain(String),

@@ -26,7 +26,7 @@ mod sync;
 pub mod transfer;
 pub mod units;
 
-pub use bitmaps::{BitmapInfo, proof};
+pub use bitmaps::{BitmapInfo, BitmapMode, Loan, proof};
 pub use check::{CheckReport, Finding, Loss, Repair, RepairReport};
 pub use codec::CompressionType;
 pub use error::{Damage, Error, Feature, Mistake, Result};

@@ -11,6 +11,7 @@
 
 pub(crate) mod directory;
 pub(crate) mod load;
+mod loan;
 pub(crate) mod name;
 pub mod proof;
 mod regions;
@@ -26,6 +27,8 @@ use crate::format::chain::Proof;
 use crate::image::{Image, Purpose};
 
 pub use directory::BitmapInfo;
+pub(crate) use loan::Lent;
+pub use loan::{BitmapMode, Loan};
 
 impl Image {
     /// The bitmaps of the directory, in its order; their bits are not read.

@@ -17,7 +17,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Range;
-use std::sync::PoisonError;
+use std::sync::{Arc, PoisonError};
 
 use tidemark_bitmap::SharedBitmap;
 
@@ -44,6 +44,8 @@ const SECTOR: usize = 512;
 #[derive(Debug)]
 pub(crate) struct Tracker {
     targets: Vec<Target>,
+    /// What is written while backups hold bitmaps; in memory only, beside their bitmaps on disk.
+    successors: Vec<Arc<SharedBitmap>>,
     staged: RegionSet,
     durable: RegionSet,
     /// Regions that were written since the last [`Tracker::age`].
@@ -95,6 +97,7 @@ impl Tracker {
         image.with_allocator(|allocator, _| allocator.protect_pages(image.file(), &pages))?;
         Ok(Self {
             targets,
+            successors: image.successors(),
             staged: RegionSet::new(image.size(), region_bits),
             durable: RegionSet::new(image.size(), region_bits),
             recent: RegionSet::new(image.size(), region_bits),
@@ -123,10 +126,9 @@ impl Tracker {
                 .touched(&range)
                 .for_each(|region| self.recent.insert(region));
         }
-        for target in &self.targets {
-            target
-                .bits
-                .mark(range.clone())
+        let bitmaps = self.targets.iter().map(|target| &target.bits);
+        for bits in bitmaps.chain(self.successors.iter().map(|bits| &**bits)) {
+            bits.mark(range.clone())
                 .map_err(|error| image.file().invalid(Mistake::Bitmap(error)))?;
         }
         Ok(())

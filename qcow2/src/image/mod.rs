@@ -55,6 +55,7 @@ use self::file::ImageFile;
 use self::first_cluster::FirstCluster;
 use self::locks::{ClusterLocks, Entrance};
 use crate::alloc::{Allocator, Structure};
+use crate::bitmaps::Lent;
 use crate::bitmaps::directory::Directory;
 use crate::bitmaps::tracker::Tracker;
 use crate::cache::TableCache;
@@ -106,6 +107,9 @@ pub struct Image {
     /// Present from the first guest write on.
     tracker: RwLock<Option<Arc<Tracker>>>,
     tracker_creation: Mutex<()>,
+    /// Bitmaps that backups hold. Changes only while the entrance is closed, but for a loan that
+    /// ends.
+    lent: RwLock<Vec<Arc<Lent>>>,
     last_narrowing: Mutex<Instant>,
     failed: AtomicBool,
     /// A change met damage: no further one is let in.
@@ -249,6 +253,10 @@ impl Image {
             .read()
             .unwrap_or_else(PoisonError::into_inner)
             .clone()
+    }
+
+    pub(crate) fn lent(&self) -> &RwLock<Vec<Arc<Lent>>> {
+        &self.lent
     }
 
     pub(crate) fn tracker_creation(&self) -> MutexGuard<'_, ()> {

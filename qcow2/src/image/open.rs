@@ -182,6 +182,7 @@ impl Image {
             directory: Mutex::new(directory),
             tracker: RwLock::new(None),
             tracker_creation: Mutex::new(()),
+            lent: RwLock::default(),
             last_narrowing: Mutex::new(Instant::now()),
             failed: AtomicBool::new(false),
             distrusted: AtomicBool::new(false),

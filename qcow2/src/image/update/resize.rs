@@ -31,6 +31,9 @@ impl Update<'_> {
             let name = BitmapInfo::from(&slot.entry).name;
             return Err(self.invalid(Mistake::BitmapInconsistent(name)));
         }
+        for slot in &self.slots {
+            self.refuse_busy_raw(&slot.entry.name)?;
+        }
         let mut record = self.content.record.clone();
         for number in 0..self.slots.len() {
             self.resize_bitmap(number, size, record.as_mut())?;

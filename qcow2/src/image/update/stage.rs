@@ -104,6 +104,21 @@ impl Update<'_> {
     pub(crate) fn put_named(&mut self, name: &[u8], bits: Bitmap, recording: bool) -> Result<()> {
         let bits = self.fit(bits)?;
         self.check_new(name)?;
+        self.refuse_busy_raw(name)?;
+        self.replace(name, bits, recording);
+        Ok(())
+    }
+
+    /// Stores the outcome of a loan; the bitmap goes on recording, or not, as it did.
+    pub(crate) fn replace_lent(&mut self, name: &str, bits: Bitmap) -> Result<()> {
+        let entry = &self.slots[self.find(name)?].entry;
+        let (name, recording) = (entry.name.clone(), entry.auto);
+        let bits = self.fit(bits)?;
+        self.replace(&name, bits, recording);
+        Ok(())
+    }
+
+    fn replace(&mut self, name: &[u8], bits: Bitmap, recording: bool) {
         let entry = DirectoryEntry {
             table_offset: HostOffset::ZERO,
             table_entries: to_u32(to_u64(bits.shape().pages())),
@@ -124,7 +139,6 @@ impl Update<'_> {
             None => self.slots.push(slot),
         }
         self.changed = true;
-        Ok(())
     }
 
     /// Bits in pages of this image's cluster size.
@@ -182,6 +196,7 @@ impl Update<'_> {
         if self.slots[position].entry.in_use {
             return Err(self.invalid(Mistake::BitmapInconsistent(name.to_owned())));
         }
+        self.refuse_busy(name)?;
         let entry = &mut self.slots[position].entry;
         self.changed |= entry.auto != recording;
         entry.auto = recording;
@@ -193,6 +208,7 @@ impl Update<'_> {
     /// # Errors
     /// No such bitmap.
     pub fn remove(&mut self, name: &str) -> Result<()> {
+        self.refuse_busy(name)?;
         let slot = self.slots.remove(self.find(name)?);
         self.retire(slot);
         self.changed = true;
@@ -210,11 +226,27 @@ impl Update<'_> {
             .ok_or_else(|| self.invalid(Mistake::NoSuchBitmap(name.to_owned())))
     }
 
+    /// What the directory to come says of a bitmap.
+    ///
+    /// # Errors
+    /// No such bitmap.
+    pub(crate) fn info(&self, name: &str) -> Result<BitmapInfo> {
+        Ok(BitmapInfo::from(&self.slots[self.find(name)?].entry))
+    }
+
+    /// The bytes of a name on disk.
+    ///
+    /// # Errors
+    /// No such bitmap.
+    pub(crate) fn raw_name(&self, name: &str) -> Result<Vec<u8>> {
+        Ok(self.slots[self.find(name)?].entry.name.clone())
+    }
+
     fn position(&self, name: &str) -> Option<usize> {
         name::position(self.slots.iter().map(|slot| &slot.entry.name[..]), name)
     }
 
-    pub(super) fn invalid(&self, mistake: Mistake) -> Error {
+    pub(crate) fn invalid(&self, mistake: Mistake) -> Error {
         self.image.file.invalid(mistake)
     }
 }
