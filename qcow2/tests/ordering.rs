@@ -342,7 +342,9 @@ fn bitmap_page_precedes_table_entry() {
 fn freeze(image: &Image) {
     image
         .update(|update| {
-            let old = update.load("b")?;
+            let mut old = update.load("b")?;
+            // A page that is the same would be taken over.
+            old.mark(0..update.image().size()).unwrap();
             update.put("b", old, false)?;
             let mut new = update.blank(granularity(65536))?;
             proof::plant(update.image(), &mut new)?;

@@ -19,10 +19,11 @@ pub(crate) mod tracker;
 
 use std::sync::Arc;
 
-use tidemark_bitmap::Bitmap;
+use tidemark_bitmap::{Bitmap, Page};
 
 use self::tracker::Tracker;
 use crate::error::{Feature, Mistake, Result};
+use crate::format::bitmap::DirectoryEntry;
 use crate::format::chain::Proof;
 use crate::image::{Image, Purpose};
 
@@ -49,21 +50,39 @@ impl Image {
     /// # Errors
     /// No such bitmap, an inconsistent one, damage, or I/O.
     pub fn load_bitmap(&self, name: &str) -> Result<Bitmap> {
-        let entry = self.directory().find(self.file(), name)?.clone();
-        if entry.in_use {
-            return Err(self
-                .file()
-                .invalid(Mistake::BitmapInconsistent(name.to_owned())));
-        }
+        let entry = self.consistent(name)?;
         let mut bitmap = load::load(self, &entry)?;
-        // On disk staged regions are wide; memory has their exact bits.
-        let touched = self
-            .tracker()
-            .and_then(|tracker| tracker.touched_pages(&entry.name));
-        for (number, page) in touched.into_iter().flatten() {
+        for (number, page) in self.touched_pages(&entry) {
             bitmap.set_page(number, page);
         }
         Ok(bitmap)
+    }
+
+    /// Adds the bits of one bitmap as of now to `target`, which may have another granularity; what
+    /// is added rounds outward. It is read piece by piece: memory never holds the whole of it.
+    ///
+    /// # Errors
+    /// As [`load_bitmap`](Self::load_bitmap), then `target` holds some of them; a `target` of
+    /// another disk size.
+    pub fn add_bitmap_to(&self, name: &str, target: &mut Bitmap) -> Result<()> {
+        let entry = self.consistent(name)?;
+        load::add_to(self, &entry, &self.touched_pages(&entry), target)
+    }
+
+    fn consistent(&self, name: &str) -> Result<DirectoryEntry> {
+        let entry = self.directory().find(self.file(), name)?.clone();
+        if entry.in_use {
+            let name = name.to_owned();
+            return Err(self.file().invalid(Mistake::BitmapInconsistent(name)));
+        }
+        Ok(entry)
+    }
+
+    /// On disk staged regions are wide; memory has their exact bits.
+    fn touched_pages(&self, entry: &DirectoryEntry) -> Vec<(usize, Page)> {
+        self.tracker()
+            .and_then(|tracker| tracker.touched_pages(&entry.name))
+            .unwrap_or_default()
     }
 
     /// The tracker of this session, made before its first change of guest data.

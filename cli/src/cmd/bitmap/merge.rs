@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 
 use clap::Args;
-use tidemark_qcow2::{Bitmap, Update};
+use tidemark_qcow2::Image;
 
 use super::change::{Target, is_recording};
 use super::loss::Change;
@@ -39,19 +39,19 @@ impl Merge {
         self.target.change(out, Change::Merge, |update, name| {
             let mut bits = update.load(name)?;
             let recording = is_recording(update, name);
-            match &foreign {
-                Some(sources) => self.unite(&mut bits, sources.iter().cloned().map(Ok))?,
-                None => self.unite(
-                    &mut bits,
-                    self.sources.iter().map(|name| load(update, name)),
-                )?,
+            // A source is read piece by piece: memory holds the target and a piece.
+            for source in &self.sources {
+                match &foreign {
+                    Some(image) => image.add_bitmap_to(source, &mut bits)?,
+                    None => update.add_to(source, &mut bits)?,
+                }
             }
             Ok(update.put(name, bits, recording)?)
         })
     }
 
-    /// The sources, when they are in another image.
-    fn foreign(&self) -> Outcome<Option<Vec<Bitmap>>> {
+    /// The image that the sources are in, when it is another.
+    fn foreign(&self) -> Outcome<Option<Image>> {
         let Some(path) = &self.other else {
             return Ok(None);
         };
@@ -62,33 +62,6 @@ impl Merge {
                 "{path}: format '{format}' has no bitmaps"
             )));
         }
-        let image = read_alone(path, Share::default())?;
-        let load = |name: &String| Ok(image.load_bitmap(name)?);
-        self.sources
-            .iter()
-            .map(load)
-            .collect::<Outcome<Vec<_>>>()
-            .map(Some)
+        Ok(Some(read_alone(path, Share::default())?))
     }
-
-    fn unite(
-        &self,
-        bits: &mut Bitmap,
-        sources: impl Iterator<Item = Outcome<Bitmap>>,
-    ) -> Outcome<()> {
-        for source in sources {
-            bits.union_outward(&source?).map_err(|error| {
-                let image = self.target.image.display();
-                Failure::new(format!(
-                    "{image}: merge into '{}': {error}",
-                    self.target.name
-                ))
-            })?;
-        }
-        Ok(())
-    }
-}
-
-fn load(update: &Update<'_>, name: &str) -> Outcome<Bitmap> {
-    Ok(update.load(name)?)
 }

@@ -1,16 +1,17 @@
 //! How everything that was staged becomes true: structures into fresh clusters, then one write of
 //! the header.
 
-use tidemark_bitmap::Bitmap;
+use std::collections::HashSet;
 
 use super::Update;
+use super::pages::Pages;
 use super::retire::retired_structures;
 use crate::alloc::{HostRun, TablePlace};
 use crate::bitmaps::directory::Directory;
 use crate::bitmaps::{BitmapInfo, proof};
 use crate::convert::{to_u32, to_u64, to_usize};
 use crate::error::{Error, Feature, Result};
-use crate::format::bitmap::{self, BitmapsExtension, DirectoryEntry, TableEntry};
+use crate::format::bitmap::{self, BitmapsExtension, DirectoryEntry};
 use crate::format::header::Header;
 use crate::format::limits;
 use crate::image::first_cluster::Content;
@@ -22,12 +23,15 @@ impl Update<'_> {
     pub(super) fn commit(mut self) -> Result<Vec<HostRun>> {
         let image = self.image;
         self.check_room()?;
-        let freed = retired_structures(image, &self.retired)?;
-        let mut taken = Vec::new();
-        let written = self.write_structures(&mut taken).and_then(|extension| {
-            image.settle()?;
-            Ok((extension, self.place_counts()?))
-        });
+        let mut freed = retired_structures(image, &self.retired)?;
+        let (mut taken, mut kept) = (Vec::new(), HashSet::new());
+        let written = self
+            .write_structures(&mut taken, &mut kept)
+            .and_then(|extension| {
+                image.settle()?;
+                Ok((extension, self.place_counts()?))
+            });
+        freed.retain(|run| !kept.contains(&run.start));
         let (extension, counts) = match written {
             Ok(written) => written,
             Err(error) => {
@@ -83,12 +87,19 @@ impl Update<'_> {
         first.check_room(&self.image.file, &next)
     }
 
-    /// Writes new contents, tables and the directory; clusters that it took go to `taken`.
-    fn write_structures(&mut self, taken: &mut Vec<HostRun>) -> Result<Option<BitmapsExtension>> {
+    /// Writes new contents, tables and the directory; clusters that it took go to `taken`, pages of
+    /// replaced bitmaps that stay as they are to `kept`.
+    fn write_structures(
+        &mut self,
+        taken: &mut Vec<HostRun>,
+        kept: &mut HashSet<HostOffset>,
+    ) -> Result<Option<BitmapsExtension>> {
         let image = self.image;
         for slot in &mut self.slots {
             if let Some(bits) = &slot.content {
-                slot.entry.table_offset = write_bits(image, bits, taken)?;
+                let old = self.retired.iter().find(|old| old.name == slot.entry.name);
+                let pages = Pages::new(image, bits, old)?;
+                slot.entry.table_offset = pages.write(taken, kept)?;
             }
         }
         if self.slots.is_empty() {
@@ -117,31 +128,8 @@ impl Update<'_> {
     }
 }
 
-/// Writes pages and table of one bitmap into fresh clusters; returns where the table is.
-fn write_bits(image: &Image, bits: &Bitmap, taken: &mut Vec<HostRun>) -> Result<HostOffset> {
-    let mut entries = Vec::with_capacity(bits.shape().pages());
-    for (number, page) in bits.pages().iter().enumerate() {
-        entries.push(match page {
-            tidemark_bitmap::Page::Zeros => TableEntry::Zeros,
-            // QEMU reads all-ones entries, but a clipped last page must not say more than it has.
-            tidemark_bitmap::Page::Ones
-                if bits.shape().bits_in_page(number) == bits.shape().bits_per_page() =>
-            {
-                TableEntry::Ones
-            }
-            _ => {
-                let mut bytes = vec![0; image.geometry.cluster_len()];
-                bits.write_page(number, &mut bytes);
-                TableEntry::Cluster(write_new(image, &mut bytes, "write bitmap data", taken)?)
-            }
-        });
-    }
-    let mut table = bitmap::encode_table(&entries);
-    write_new(image, &mut table, "write bitmap table", taken)
-}
-
 /// Writes `bytes`, padded with zeros to whole clusters, into fresh clusters in a row.
-fn write_new(
+pub(super) fn write_new(
     image: &Image,
     bytes: &mut Vec<u8>,
     what: &'static str,

@@ -10,6 +10,7 @@
 //! waits for it and what is staged; 2 and 3 are in `commit`, 4 in `retire`.
 
 mod commit;
+mod pages;
 mod resize;
 mod retire;
 mod stage;

@@ -36,6 +36,24 @@ impl Update<'_> {
         }
     }
 
+    /// Adds the bits of a bitmap as they will be to `target`, read piece by piece; what is added
+    /// rounds outward.
+    ///
+    /// # Errors
+    /// As [`load`](Self::load); a `target` of another disk size.
+    pub fn add_to(&self, name: &str, target: &mut Bitmap) -> Result<()> {
+        let slot = &self.slots[self.find(name)?];
+        match &slot.content {
+            Some(bitmap) => target
+                .union_outward(bitmap)
+                .map_err(|error| self.invalid(Mistake::Bitmap(error))),
+            None if slot.entry.in_use => {
+                Err(self.invalid(Mistake::BitmapInconsistent(name.to_owned())))
+            }
+            None => load::add_to(self.image, &slot.entry, &[], target),
+        }
+    }
+
     /// The bits of a bitmap that is marked in use, for whoever can prove that they are right.
     ///
     /// # Errors
