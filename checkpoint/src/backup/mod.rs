@@ -27,9 +27,11 @@
 
 mod base;
 mod catalogue;
+mod compare;
 mod copy;
 mod error;
 mod files;
+mod fill;
 mod hashes;
 mod hex;
 mod layout;
@@ -45,7 +47,9 @@ mod units;
 mod verify;
 
 pub use catalogue::{Catalogue, Link, catalogue};
+pub use compare::{differences, differences_between};
 pub use error::{Error, Result};
+pub use fill::{Filled, fill, fill_from_image};
 pub use manifest::{Backing, DiskEntry, Format, Manifest, Mode, Since};
 pub use options::{BackupOptions, DiskReport, Progress, Report, Watch};
 pub use restore::{RestoreOptions, Restored, restore};

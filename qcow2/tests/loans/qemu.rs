@@ -10,7 +10,7 @@ use tidemark_fixtures::oracle::{qemu_img, qemu_io};
 use tidemark_qcow2::{Bitmap, BitmapMode};
 
 use super::common::{alone, granularity, open_file, reading, writing};
-use super::{BEFORE, DURING, End, GRANULE, SIZE, bits_of, expected, write_all};
+use super::{BEFORE, DURING, End, GRANULE, MODES, SIZE, bits_of, expected, write_all};
 
 fn names(mode: BitmapMode) -> &'static str {
     match mode {
@@ -74,40 +74,45 @@ fn by_qemu(folder: &Path, mode: BitmapMode, end: End, recording: bool) -> Bitmap
     open_file(&path, reading()).load_bitmap("b").unwrap()
 }
 
+/// The same with a loan; what QEMU did not copy is taken from what it left.
+fn by_us(path: &Path, mode: BitmapMode, end: End, recording: bool, theirs: &Bitmap) -> [Bitmap; 4] {
+    qemu_img::create(path, SIZE, &[]);
+    qemu_img::bitmap_add(path, "b", Some(GRANULE));
+    let image = open_file(path, writing());
+    write_all(&image, &BEFORE, 1);
+    if !recording {
+        image
+            .update(|update| update.set_recording("b", false))
+            .unwrap();
+    }
+    let lent = bits_of(&image, &BEFORE);
+    let since = bits_of(&image, if recording { &DURING } else { &[] });
+    let loan = image.lend_bitmap("b", mode).unwrap();
+    write_all(&image, &DURING, 2);
+    let mut uncopied = lent.clone();
+    uncopied.intersect_outward(theirs).unwrap();
+    match end {
+        End::Success => loan.succeed().unwrap(),
+        End::Failure | End::Dropped => loan.fail(&uncopied).unwrap(),
+    }
+    let ours = image.load_bitmap("b").unwrap();
+    image.close().unwrap();
+    [ours, lent, since, uncopied]
+}
+
 #[test]
 fn a_loan_leaves_what_a_job_of_qemu_leaves() {
     tidemark_fixtures::require_qemu!();
     let _turn = alone();
     let mut cases = 0;
-    for mode in [BitmapMode::OnSuccess, BitmapMode::Never, BitmapMode::Always] {
+    for mode in MODES {
         for end in [End::Success, End::Failure] {
             for recording in [true, false] {
                 let what = format!("{mode:?}, {end:?}, recording {recording}");
                 let folder = tempfile::tempdir().unwrap();
                 let theirs = by_qemu(folder.path(), mode, end, recording);
                 let path = folder.path().join("ours.qcow2");
-                qemu_img::create(&path, SIZE, &[]);
-                qemu_img::bitmap_add(&path, "b", Some(GRANULE));
-                let image = open_file(&path, writing());
-                write_all(&image, &BEFORE, 1);
-                if !recording {
-                    image
-                        .update(|update| update.set_recording("b", false))
-                        .unwrap();
-                }
-                let lent = bits_of(&image, &BEFORE);
-                let since = bits_of(&image, if recording { &DURING } else { &[] });
-                let loan = image.lend_bitmap("b", mode).unwrap();
-                write_all(&image, &DURING, 2);
-                // Where QEMU stopped is its own affair: what it did not copy is what it left.
-                let mut uncopied = lent.clone();
-                uncopied.intersect_outward(&theirs).unwrap();
-                match end {
-                    End::Success => loan.succeed().unwrap(),
-                    End::Failure | End::Dropped => loan.fail(&uncopied).unwrap(),
-                }
-                let ours = image.load_bitmap("b").unwrap();
-                image.close().unwrap();
+                let [ours, lent, since, uncopied] = by_us(&path, mode, end, recording, &theirs);
                 assert!(
                     ours == expected(mode, end, &lent, &since, &uncopied),
                     "{what}"

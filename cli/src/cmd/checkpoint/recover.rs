@@ -4,10 +4,11 @@ use std::path::PathBuf;
 
 use clap::Args;
 use serde_json::{Value, json};
+use tidemark_checkpoint::backup::Filled;
 use tidemark_checkpoint::{Outcome as Recovered, Recovery};
 use tidemark_qcow2::chain::Health;
 
-use super::against::{self, Compared};
+use super::against;
 
 use crate::domain::{Access, Disks};
 use crate::exit::{Exit, Outcome};
@@ -24,6 +25,9 @@ pub(crate) struct Recover {
     /// Fill what was lost by comparing the disk with a backup
     #[arg(long, value_name = "BACKUP_DIR")]
     against: Option<PathBuf>,
+    /// Fill what was lost by comparing the only disk with an image of it as it was at CHECKPOINT
+    #[arg(long, value_name = "CHECKPOINT=IMAGE", conflicts_with = "against")]
+    against_image: Option<String>,
 }
 
 /// One bitmap, and the backup that it was compared with.
@@ -34,15 +38,17 @@ struct Row {
 
 impl Recover {
     pub(crate) fn run(&self, out: &mut Out) -> Outcome {
-        let access = match self.against {
-            Some(_) => Access::Copy(self.gates.clone()),
-            None => Access::Change,
+        let compares = self.against.is_some() || self.against_image.is_some();
+        let access = match compares {
+            true => Access::Copy(self.gates.clone()),
+            false => Access::Change,
         };
         let open = self.disks.open(&access)?;
         let found = open.domain.recover()?;
-        let filled = match &self.against {
-            Some(directory) => against::fill(&open.domain, directory)?,
-            None => Vec::new(),
+        let filled = match (&self.against, &self.against_image) {
+            (Some(directory), _) => against::directory(&open.domain, directory)?,
+            (None, Some(image)) => against::image(&open.domain, image, &self.gates)?,
+            (None, None) => Vec::new(),
         };
         open.close()?;
         let rows: Vec<Row> = found
@@ -68,14 +74,14 @@ impl Recover {
 }
 
 impl Row {
-    fn new(recovery: Recovery, filled: &[Compared]) -> Self {
-        let own = |compared: &&Compared| {
+    fn new(recovery: Recovery, filled: &[Filled]) -> Self {
+        let own = |compared: &&Filled| {
             compared.disk == recovery.disk && compared.checkpoint == recovery.checkpoint
         };
         let compared_with = filled
             .iter()
             .find(own)
-            .map(|compared| compared.with.clone());
+            .map(|compared| compared.compared_with.clone());
         Self {
             recovery,
             compared_with,
