@@ -1,5 +1,5 @@
 //! Locks and atomics: those of the standard library or, built with `--cfg shuttle`, those of a
-//! model checker that tries many orders of the same threads (`qcow2/tests/interleavings.rs`).
+//! model checker that tries many orders of the same threads (`qcow2/tests/interleavings`).
 
 #[cfg(not(shuttle))]
 pub(crate) use std::sync::{Mutex, MutexGuard, RwLock, RwLockReadGuard, RwLockWriteGuard, atomic};

@@ -149,27 +149,32 @@ impl TableCache {
         shard.get(&index).cloned()
     }
 
-    /// The table, read from `offset` unless it is in memory.
+    /// The table, read from where `place` says unless it is in memory.
+    ///
+    /// `place` is asked and the table read under the lock that creating and clearing take: what was
+    /// seen outside could be older than a table that was loaded, changed, written and evicted in
+    /// the meantime, or belong to a mapping that was replaced.
     pub(crate) fn load(
         &self,
         file: &ImageFile,
         index: usize,
-        offset: HostOffset,
-    ) -> Result<Arc<L2Table>> {
+        place: impl FnOnce() -> Result<Option<HostOffset>>,
+    ) -> Result<Option<Arc<L2Table>>> {
         if let Some(table) = self.peek(index) {
-            return Ok(table);
+            return Ok(Some(table));
         }
-        // Read under the lock: a copy read outside it could be older than one that was loaded,
-        // changed, written and evicted in the meantime.
         let mut shard = self
             .shard(index)
             .write()
             .unwrap_or_else(PoisonError::into_inner);
         if let Some(table) = shard.get(&index) {
-            return Ok(Arc::clone(table));
+            return Ok(Some(Arc::clone(table)));
         }
+        let Some(offset) = place()? else {
+            return Ok(None);
+        };
         let raw = file.read_table(offset, self.words, "read L2 table")?;
-        Ok(self.insert(&mut shard, index, offset, raw, false))
+        Ok(Some(self.insert(&mut shard, index, offset, raw, false)))
     }
 
     /// A new table that the disk does not have yet, with these words.

@@ -10,7 +10,8 @@
 //! 7. the first cluster;
 //! 8. the bitmap directory;
 //! 9. the table cache;
-//! 10. the set of clusters that are never written in place.
+//! 10. the set of clusters that are never written in place;
+//! 11. the L1 table in memory.
 
 use std::sync::PoisonError;
 

@@ -74,7 +74,16 @@ impl Image {
     pub fn map(&self, offset: u64, len: u64) -> Result<Vec<Extent>> {
         self.check_range(offset, len)?;
         let mut extents = Vec::new();
-        self.map_into(offset, offset + len, Scope::Chain(0), &mut extents)?;
+        let span = self.geometry.l2_entries() << self.geometry.cluster_bits;
+        let mut at = offset;
+        while at < offset + len {
+            let end = (at / span).saturating_add(1).saturating_mul(span);
+            let end = end.min(offset + len);
+            // Any cluster's lock keeps the mapping as a whole from being replaced meanwhile.
+            let _shared = self.clusters.share(self.geometry.guest_cluster(at));
+            self.map_into(at, end, Scope::Chain(0), &mut extents)?;
+            at = end;
+        }
         Ok(extents)
     }
 

@@ -152,14 +152,21 @@ impl Image {
             .collect()
     }
 
-    /// L2 table `number`, if there is one.
+    /// L2 table `number`, if there is one. The caller holds the lock of some cluster, or keeps
+    /// changes of the whole mapping out in another way.
     pub(super) fn table(&self, number: usize) -> Result<Option<Arc<L2Table>>> {
         if let Some(table) = self.tables.peek(number) {
             return Ok(Some(table));
         }
-        match self.l1_entry(number)? {
-            L1Entry::Unallocated => Ok(None),
-            L1Entry::Table { offset, .. } => self.tables.load(&self.file, number, offset).map(Some),
+        let place = || {
+            Ok(match self.l1_entry(number)? {
+                L1Entry::Unallocated => None,
+                L1Entry::Table { offset, .. } => Some(offset),
+            })
+        };
+        match place()? {
+            Some(_) => self.tables.load(&self.file, number, place),
+            None => Ok(None),
         }
     }
 }

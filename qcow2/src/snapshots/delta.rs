@@ -115,10 +115,12 @@ impl Image {
         let refused = |error| self.file().invalid(Mistake::Bitmap(error));
         let tables: Vec<usize> = (0..to_usize(geometry.l1_entries_for(common))).collect();
         for batch in tables.chunks(BATCH) {
-            let found: Result<Vec<Found>> = batch
-                .par_iter()
-                .map(|&number| self.compare_tables(sides, number, common))
-                .collect();
+            let compare = |&number: &usize| self.compare_tables(sides, number, common);
+            let found: Result<Vec<Found>> = match batch {
+                // One is not worth other threads.
+                [number] => compare(number).map(|found| vec![found]),
+                _ => batch.par_iter().map(compare).collect(),
+            };
             for found in found? {
                 for range in found.changed {
                     delta.changed.mark(range).map_err(refused)?;

@@ -63,6 +63,8 @@ impl Image {
             self.flush()?;
         }
         let _guest = self.entrance.enter();
+        // Outside, the disk may have got shorter since we looked.
+        self.check_range(offset, len)?;
         let tracker = self.distrust_overlap(self.tracking())?;
         if self.has_external_data() {
             // The mapping on disk may name the place already: only the mark stands before it.
