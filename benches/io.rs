@@ -128,6 +128,22 @@ fn allocate_4k_in_every_64k(bencher: Bencher<'_, '_>, bitmaps: usize) {
         });
 }
 
+/// The same above a backing file: whole clusters are filled up from it, subclusters are not.
+#[divan::bench(args = [false, true], sample_count = 20)]
+fn allocate_4k_in_every_64k_above_data(bencher: Bencher<'_, '_>, extended_l2: bool) {
+    let buf = vec![0xa5; 4096];
+    let total = 64_u64 << 20;
+    bencher
+        .with_inputs(|| Disk::overlay(total, extended_l2).expect("an image"))
+        .bench_local_values(|disk| {
+            for at in (0..total).step_by(64 << 10) {
+                disk.image.write(&buf, at).expect("the write succeeds");
+            }
+            disk.image.flush().expect("the flush succeeds");
+            disk
+        });
+}
+
 fn plain_file() -> std::fs::File {
     let file = tempfile::tempfile().expect("a file");
     let piece = vec![0x5a; 1 << 20];

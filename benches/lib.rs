@@ -6,7 +6,8 @@ use std::sync::Arc;
 use tempfile::TempDir;
 use tidemark_bitmap::{Bitmap, Granularity, Shape};
 use tidemark_qcow2::{
-    CreateOptions, Error, FileStorage, Image, OpenOptions, PlainFiles, Result, Sharing,
+    BackingReference, CreateOptions, Error, FileStorage, Image, OpenOptions, PlainFiles, Result,
+    Sharing,
 };
 
 /// A small pseudo-random generator with a fixed seed (xorshift64*).
@@ -65,8 +66,7 @@ impl Disk {
     /// Those of the engine.
     pub fn new(size: u64, filled: u64, bitmaps: usize) -> Result<Self> {
         let folder = tempfile::tempdir().map_err(io)?;
-        let storage = FileStorage::create(&folder.path().join("disk.qcow2")).map_err(io)?;
-        let image = Image::create(Box::new(storage), &CreateOptions::new(size), writing())?;
+        let image = created(&folder, "disk.qcow2", &CreateOptions::new(size))?;
         let piece = vec![0x5a; 1 << 20];
         for at in (0..filled).step_by(piece.len()) {
             image.write(&piece, at)?;
@@ -83,6 +83,46 @@ impl Disk {
         Ok(Self { image, folder })
     }
 
+    /// An empty image above one of the same size that is all data.
+    ///
+    /// # Errors
+    /// Those of the engine.
+    pub fn overlay(size: u64, extended_l2: bool) -> Result<Self> {
+        let Self { image, folder } = Self::new(size, size, 0)?;
+        image.close()?;
+        let options = CreateOptions {
+            extended_l2,
+            backing: Some(BackingReference {
+                name: b"disk.qcow2".to_vec(),
+                format: "qcow2".to_owned(),
+            }),
+            ..CreateOptions::new(size)
+        };
+        let image = created(&folder, "overlay.qcow2", &options)?;
+        Ok(Self { image, folder })
+    }
+
+    /// An image whose L2 tables are full, and differ between its snapshot `s` and the present in
+    /// one cluster each: compressed clusters take little room.
+    ///
+    /// # Errors
+    /// Those of the engine.
+    pub fn with_full_tables(size: u64) -> Result<Self> {
+        let disk = Self::new(size, 0, 0)?;
+        let packed = disk.image.packer(None).pack(&vec![0x5a; 1 << 20]);
+        for at in (0..size).step_by(1 << 20) {
+            disk.image.write_packed(&packed, at)?;
+        }
+        disk.image.create_snapshot("s")?;
+        let geometry = disk.image.geometry();
+        let table = geometry.l2_entries() << geometry.cluster_bits;
+        for at in (0..size).step_by(usize::try_from(table).unwrap_or(usize::MAX)) {
+            disk.image.write(&[1; 4096], at)?;
+        }
+        disk.image.flush()?;
+        Ok(disk)
+    }
+
     /// The folder that holds the image.
     pub fn folder(&self) -> &Path {
         self.folder.path()
@@ -97,6 +137,11 @@ impl Disk {
         let storage = FileStorage::open(&path, false, Sharing::ForceShare).map_err(io)?;
         Image::open(Box::new(storage), OpenOptions::default())
     }
+}
+
+fn created(folder: &TempDir, name: &str, options: &CreateOptions) -> Result<Image> {
+    let storage = FileStorage::create(&folder.path().join(name)).map_err(io)?;
+    Image::create(Box::new(storage), options, writing())
 }
 
 fn writing() -> OpenOptions {
