@@ -60,7 +60,7 @@ pub use export::{BlockSizes, BlockStatus, Export, Offers, StatusRuns, Zeroing};
 pub use fault::{ErrorCode, Fault};
 pub use limits::Limits;
 pub use memory::MemoryExport;
-pub use server::{Handle, Server};
+pub use server::{Handle, Server, UnixSocket};
 #[cfg(feature = "tls")]
 pub use tls::{Tls, TlsError};
 pub use transport::{Direction, Transport};

@@ -17,7 +17,7 @@ use common::{Serving, pattern, text};
 use tidemark_nbd::protocol::numbers::{command, flag, transmission};
 use tidemark_nbd::{
     BlockSizes, BlockStatus, Direction, Ending, ErrorCode, Event, Export, Fault, Limits,
-    MemoryExport, Offers, Server, StatusRuns, Transport, Zeroing,
+    MemoryExport, Offers, Server, StatusRuns, Transport, UnixSocket, Zeroing,
 };
 
 const SIZE: u64 = 1 << 20;
@@ -577,6 +577,11 @@ fn a_socket_that_a_dead_server_left_is_replaced_and_a_live_one_is_not() {
     std::fs::write(&file, b"precious").unwrap();
     assert!(second.listen_unix(&file).is_err());
     assert_eq!(std::fs::read(&file).unwrap(), b"precious");
+    let private = UnixSocket::bind(&folder.path().join("private"), true).unwrap();
+    let found = std::fs::metadata(folder.path().join("private")).unwrap();
+    let mode = std::os::unix::fs::PermissionsExt::mode(&found.permissions());
+    assert_eq!(mode & 0o777, 0o600);
+    drop(private);
     drop(first);
     assert!(!path.exists());
     second.listen_unix(&path).unwrap();

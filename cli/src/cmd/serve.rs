@@ -3,6 +3,8 @@
 use std::net::{SocketAddr, ToSocketAddrs};
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::thread;
 
 use clap::{Args, ValueEnum};
 use serde_json::{Value, json};
@@ -15,6 +17,7 @@ use crate::domain::{Access, Disks, Open};
 use crate::exit::{Exit, Failure, Outcome};
 use crate::open::{Format, Gates, Share};
 use crate::out::{Out, say, trace, warn};
+use crate::serve::control::Control;
 use crate::serve::signals::Signals;
 use crate::serve::{DirtyContext, ImageExport};
 
@@ -70,6 +73,9 @@ pub(crate) struct Serve {
     /// Let only clients in whose certificate ca-cert.pem of DIR has signed
     #[arg(long, requires = "tls_certificates")]
     tls_verify_peer: bool,
+    /// Listen for commands at a Unix socket of the owner: checkpoints, questions, the end
+    #[arg(long, value_name = "PATH")]
+    control: Option<PathBuf>,
     #[command(flatten)]
     disks: Disks,
 }
@@ -137,7 +143,7 @@ impl Serve {
         if let Some(tls) = tls {
             server.use_tls(tls);
         }
-        let mut all = Vec::new();
+        let (mut all, mut exports) = (Vec::new(), Vec::new());
         let disks = open.domain.disks();
         let since = |name: &String| open.domain.changed_since(name, SinceOptions::default());
         let since = self.since.iter().map(since);
@@ -149,14 +155,26 @@ impl Serve {
                 None => &disk.name,
             };
             let (export, served) = self.export(&since, disk, name)?;
-            let added = server.export(name, Arc::new(export));
+            let export = Arc::new(export);
+            let added = server.export(name, export.clone());
+            exports.push((name.clone(), export));
             added.map_err(|_| Failure::usage(format!("'{name}' is no name for an export")))?;
             all.push(served);
         }
         let places = self.listen(&mut server)?;
+        let socket = self.control.as_deref().map(Control::bind).transpose()?;
+        let control = Control::new(&open.domain, exports, server.handle());
         signals.end(server.handle())?;
         self.announce(out, &places, &all)?;
-        server.run().map_err(|error| match error.kind() {
+        let ended = thread::scope(|scope| {
+            if let Some(socket) = &socket {
+                scope.spawn(|| control.serve(scope, socket));
+            }
+            let ended = server.run();
+            control.ended.store(true, Ordering::Release);
+            ended
+        });
+        ended.map_err(|error| match error.kind() {
             std::io::ErrorKind::TimedOut => {
                 Failure::new("serve: requests did not end, the images are not closed cleanly")
             }

@@ -5,6 +5,7 @@
 //! the answer, also when the change failed half way.
 
 use std::ops::Range;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{PoisonError, RwLock};
 
 use tidemark_nbd::{BlockStatus, Fault};
@@ -18,26 +19,36 @@ pub(crate) struct DirtyContext {
     name: String,
     bits: RwLock<Bitmap>,
     /// Whether changes of the disk belong into it.
-    alive: bool,
+    alive: AtomicBool,
 }
 
 impl DirtyContext {
     /// Bits under QEMU's name for them. They are alive when they come from what records now.
     pub(crate) fn new(name: &str, bits: Bitmap, alive: bool) -> Self {
         Self {
-            name: format!("qemu:dirty-bitmap:{name}"),
+            name: Self::name_of(name),
             bits: RwLock::new(bits),
-            alive,
+            alive: AtomicBool::new(alive),
         }
+    }
+
+    /// QEMU's name for the context of a bitmap.
+    pub(super) fn name_of(bitmap: &str) -> String {
+        format!("qemu:dirty-bitmap:{bitmap}")
     }
 
     pub(crate) fn name(&self) -> &str {
         &self.name
     }
 
+    /// Its bitmap does not record any more.
+    pub(super) fn freeze(&self) {
+        self.alive.store(false, Ordering::Release);
+    }
+
     /// The disk has changed there.
     pub(super) fn mark(&self, range: &Range<u64>) {
-        if self.alive && !range.is_empty() {
+        if self.alive.load(Ordering::Acquire) && !range.is_empty() {
             let mut bits = self.bits.write().unwrap_or_else(PoisonError::into_inner);
             // A range outside the disk was refused before it came here.
             let _ = bits.mark(range.clone());

@@ -31,6 +31,16 @@ impl ImageExport {
         }
     }
 
+    /// Bitmaps that record no more, since a checkpoint was taken, stay as they are from now on.
+    pub(crate) fn follow(&self) -> tidemark_qcow2::Result<()> {
+        for info in self.image.bitmaps()?.iter().filter(|info| !info.auto) {
+            let name = DirtyContext::name_of(&info.name);
+            let dirty = self.dirty.iter().filter(|dirty| dirty.name() == name);
+            dirty.for_each(DirtyContext::freeze);
+        }
+        Ok(())
+    }
+
     /// Marks what was changed, or may have been.
     fn changed(
         &self,

@@ -66,6 +66,15 @@ impl Served {
 
     pub(crate) fn stop_by(mut self, signal: Signal) -> String {
         self.send(signal);
+        self.wait_for_end()
+    }
+
+    /// Waits until it has ended by itself.
+    pub(crate) fn wait(mut self) -> String {
+        self.wait_for_end()
+    }
+
+    fn wait_for_end(&mut self) -> String {
         let begin = Instant::now();
         let status = loop {
             if let Some(status) = self.child.try_wait().unwrap() {

@@ -4,7 +4,7 @@ use std::fs;
 use std::io;
 use std::net::{SocketAddr, TcpListener, ToSocketAddrs};
 use std::os::fd::{AsFd, BorrowedFd};
-use std::os::unix::fs::{FileTypeExt, MetadataExt};
+use std::os::unix::fs::{FileTypeExt, MetadataExt, PermissionsExt};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -13,36 +13,38 @@ use crate::transport::{Socket, Transport};
 
 /// A socket that is bound and listens. It does not block.
 pub(crate) enum Listener {
-    Unix {
-        listener: UnixListener,
-        _file: SocketFile,
-    },
+    Unix(UnixSocket),
     Tcp(TcpListener),
 }
 
-/// A socket's name in the file system, removed with its listener if it still is that socket.
+/// A Unix socket that accepts as soon as its name exists. The name is removed with it, if it still is
+/// that of this socket.
 #[derive(Debug)]
-pub(crate) struct SocketFile {
+pub struct UnixSocket {
+    listener: UnixListener,
     path: PathBuf,
     identity: Option<(u64, u64)>,
 }
 
-impl Listener {
-    /// A Unix socket that accepts as soon as its name exists. What a server left behind that is no
-    /// more is replaced.
-    pub(crate) fn unix(path: &Path) -> io::Result<Self> {
+impl UnixSocket {
+    /// Binds a name, for its owner alone if that is wanted. What a server left behind that is no more
+    /// is replaced.
+    ///
+    /// # Errors
+    /// Something else has that name, or somebody listens there.
+    pub fn bind(path: &Path, private: bool) -> io::Result<Self> {
         refuse_taken(path)?;
         let hidden = hidden_name(path);
         let listener = match UnixListener::bind(&hidden) {
             Ok(listener) => {
-                if let Err(error) = fs::rename(&hidden, path) {
+                if let Err(error) = publish(&hidden, path, private) {
                     let _ = fs::remove_file(&hidden);
                     return Err(error);
                 }
                 listener
             }
             // The hidden name may be too long where the real one is not.
-            Err(error) if error.kind() == io::ErrorKind::InvalidInput => {
+            Err(error) if error.kind() == io::ErrorKind::InvalidInput && !private => {
                 if path.exists() {
                     fs::remove_file(path)?;
                 }
@@ -50,12 +52,32 @@ impl Listener {
             }
             Err(error) => return Err(error),
         };
-        let _file = SocketFile {
+        Ok(Self {
+            listener,
             path: path.to_owned(),
             identity: identity(path),
-        };
-        listener.set_nonblocking(true)?;
-        Ok(Self::Unix { listener, _file })
+        })
+    }
+
+    /// What accepts.
+    pub fn listener(&self) -> &UnixListener {
+        &self.listener
+    }
+}
+
+fn publish(hidden: &Path, path: &Path, private: bool) -> io::Result<()> {
+    if private {
+        fs::set_permissions(hidden, fs::Permissions::from_mode(0o600))?;
+    }
+    fs::rename(hidden, path)
+}
+
+impl Listener {
+    /// A Unix socket for everybody who may reach it.
+    pub(crate) fn unix(path: &Path) -> io::Result<Self> {
+        let socket = UnixSocket::bind(path, false)?;
+        socket.listener.set_nonblocking(true)?;
+        Ok(Self::Unix(socket))
     }
 
     /// A TCP socket, and where it is.
@@ -69,7 +91,7 @@ impl Listener {
     /// What becomes readable when a client waits.
     pub(crate) fn descriptor(&self) -> BorrowedFd<'_> {
         match self {
-            Self::Unix { listener, .. } => listener.as_fd(),
+            Self::Unix(socket) => socket.listener.as_fd(),
             Self::Tcp(listener) => listener.as_fd(),
         }
     }
@@ -77,8 +99,8 @@ impl Listener {
     /// The next client that waits; `WouldBlock` when there is none.
     pub(crate) fn accept(&self) -> io::Result<Arc<dyn Transport>> {
         match self {
-            Self::Unix { listener, .. } => {
-                let (stream, _) = listener.accept()?;
+            Self::Unix(socket) => {
+                let (stream, _) = socket.listener.accept()?;
                 Ok(Arc::new(Socket::Unix(stream)))
             }
             Self::Tcp(listener) => {
@@ -115,7 +137,7 @@ fn identity(path: &Path) -> Option<(u64, u64)> {
     Some((found.dev(), found.ino()))
 }
 
-impl Drop for SocketFile {
+impl Drop for UnixSocket {
     fn drop(&mut self) {
         if self.identity.is_some() && identity(&self.path) == self.identity {
             let _ = fs::remove_file(&self.path);

@@ -13,6 +13,7 @@ use std::time::{Duration, Instant};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 
 use self::listener::Listener;
+pub use self::listener::UnixSocket;
 use self::lobby::{Lobby, Seat};
 use crate::event::{Ending, Event};
 use crate::export::Export;
