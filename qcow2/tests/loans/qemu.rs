@@ -7,7 +7,7 @@ use std::time::Duration;
 use serde_json::json;
 use tidemark_fixtures::oracle::daemon::QemuStorageDaemon;
 use tidemark_fixtures::oracle::{qemu_img, qemu_io};
-use tidemark_qcow2::{Bitmap, BitmapMode};
+use tidemark_qcow2::{Bitmap, BitmapMode, Loan};
 
 use super::common::{alone, granularity, open_file, reading, writing};
 use super::{BEFORE, DURING, End, GRANULE, MODES, SIZE, bits_of, expected, write_all};
@@ -87,7 +87,7 @@ fn by_us(path: &Path, mode: BitmapMode, end: End, recording: bool, theirs: &Bitm
     }
     let lent = bits_of(&image, &BEFORE);
     let since = bits_of(&image, if recording { &DURING } else { &[] });
-    let loan = image.lend_bitmap("b", mode).unwrap();
+    let loan: Loan<'_> = image.lend_bitmap("b", mode).unwrap();
     write_all(&image, &DURING, 2);
     let mut uncopied = lent.clone();
     uncopied.intersect_outward(theirs).unwrap();
