@@ -9,6 +9,7 @@ mod common;
 
 use common::Place;
 use serde_json::json;
+use tidemark_fixtures::oracle::qemu_img;
 use tidemark_fixtures::require_qemu;
 
 #[test]
@@ -91,4 +92,50 @@ fn create_lists_its_options_and_names_them_when_one_is_unknown() {
     place.run("create").ends_with(64);
     place.run("create -o size=1M").ends_with(64);
     place.run("create disk -o size=1M,,").ends_with(64);
+}
+
+/// Names of options in what `-o help` prints.
+fn options(help: &str) -> Vec<&str> {
+    help.lines()
+        .filter_map(|line| line.strip_prefix("  ")?.split_once('='))
+        .map(|(name, _)| name)
+        .collect()
+}
+
+#[test]
+fn every_option_of_qemu_img_is_known_documented_and_taken_or_refused_by_name() {
+    require_qemu!();
+    let theirs = qemu_img::ok(&["create", "-f", "qcow2", "-o", "help"]);
+    let place = Place::new();
+    let ours = place.ok("create -o help");
+    assert_eq!(options(&ours), options(&theirs));
+    let page = include_str!("../../docs/cli.md");
+    let (mut taken, mut refused) = (0, 0);
+    for name in options(&theirs) {
+        assert!(
+            page.contains(&format!("`{name}`")),
+            "{name} is not documented"
+        );
+        let value = match name {
+            "backing_file" | "backing_fmt" | "data_file" | "data_file_raw" => continue,
+            "cluster_size" => "64K",
+            "compat" => "1.1",
+            "compression_type" => "zstd",
+            "extended_l2" | "encryption" | "lazy_refcounts" => "on",
+            "preallocation" => "metadata",
+            "refcount_bits" => "8",
+            "size" => "1M",
+            _ => "1",
+        };
+        let answer = place.run(&format!("create -o {name}={value} disk 1M"));
+        if name.starts_with("encrypt") {
+            assert!(answer.ends_with(63).stderr.contains(name));
+            refused += 1;
+        } else {
+            answer.ends_with(0);
+            taken += 1;
+        }
+    }
+    println!("{taken} options taken, {refused} refused");
+    assert!(taken >= 8 && refused >= 9);
 }
