@@ -5,8 +5,7 @@
 //!
 //! Invariants:
 //! - The refcounts, the active mapping with its COPIED flags and the snapshot table change by one
-//!   write of the header ([`NextMapping`](crate::image::NextMapping)): no crash shows one of them
-//!   without the others.
+//!   write of the header (`NextMapping`): no crash shows one of them without the others.
 //! - A snapshot's tables and data never change while it exists.
 //! - Entries of the table that are not ours keep every byte.
 
