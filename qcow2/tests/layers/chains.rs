@@ -188,6 +188,7 @@ fn relative_names_start_at_the_image_that_says_them() {
 /// As many layers as are followed can be read, written and checked; one more is refused by name.
 #[test]
 fn a_chain_is_followed_to_its_limit_and_no_further() {
+    let _alone = alone();
     let bottom = crate::common::built(&CreateOptions::new(1 << 20), |image| {
         image.write(&[0x77; 9000], 50_000).unwrap();
     });

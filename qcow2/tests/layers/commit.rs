@@ -267,6 +267,7 @@ fn snapshots_of_the_base_stay_as_they_are() {
 /// What an emptied overlay held is free again, and goes on.
 #[test]
 fn an_emptied_overlay_goes_on_as_one() {
+    let _alone = alone();
     let storage = CrashStorage::new(Vec::new());
     let gate = crate::rebase_bitmaps::bases();
     let options = CreateOptions {

@@ -9,7 +9,7 @@ use tidemark_qcow2::{
     BackingReference, Bitmap, CreateOptions, Gate, Image, MemoryStorage, OpenOptions,
 };
 
-use crate::common::{add_bitmap, assert_covers, read_all};
+use crate::common::{add_bitmap, alone, assert_covers, read_all};
 use crate::rebase::quietly;
 use crate::stack::Live;
 
@@ -137,6 +137,7 @@ fn left(committed: &Committed) -> Vec<(&str, LeftReason)> {
 
 #[test]
 fn carried_bitmaps_cover_all_that_changed_since_their_moments() {
+    let _alone = alone();
     for sizes in SIZES {
         let stack = Stack::new(sizes);
         let disk = read_all(&open(&stack.top, &stack.gate));
@@ -182,6 +183,7 @@ fn carried_bitmaps_cover_all_that_changed_since_their_moments() {
 
 #[test]
 fn a_commit_into_the_layer_right_below_joins_what_that_has() {
+    let _alone = alone();
     for sizes in SIZES {
         let stack = Stack::new(sizes);
         let disk = read_all(&open(&stack.top, &stack.gate));
@@ -212,6 +214,7 @@ fn a_commit_into_the_layer_right_below_joins_what_that_has() {
 /// A base that holds no bitmaps names them all; one without room, too; the data go over.
 #[test]
 fn a_base_that_cannot_hold_bitmaps_gets_the_data_all_the_same() {
+    let _alone = alone();
     let raw = CrashStorage::new(vec![7; 1 << 20]);
     let gate = Live::default().with("base", raw.clone());
     let old = CreateOptions {

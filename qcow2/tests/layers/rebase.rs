@@ -166,6 +166,7 @@ fn problem(answer: Result<Rebased>) -> String {
 
 #[test]
 fn refusals_come_before_the_first_write() {
+    let _alone = alone();
     let (bytes, gate) = small(3);
     let gate: Arc<dyn tidemark_qcow2::Gate> = Arc::new(gate);
     let storage = tidemark_fixtures::storage::CrashStorage::new(bytes.clone());
@@ -262,6 +263,7 @@ fn an_overlay_is_not_moved_onto_what_stands_on_it() {
 
 #[test]
 fn version_2_has_no_zero_clusters_and_is_moved_all_the_same() {
+    let _alone = alone();
     for (from, onto) in [(Some("base"), Some("other")), (Some("base"), None)] {
         let (bytes, gate) = small(2);
         assert!(from.is_some());
