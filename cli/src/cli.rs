@@ -3,8 +3,8 @@
 use clap::{Args, Parser, Subcommand};
 
 use crate::cmd::{
-    backup, bitmap, check, checkpoint, commit, compare, completions, convert, create, demo, info,
-    map, measure, rebase, resize, restore, serve, snapshot,
+    amend, backup, bitmap, check, checkpoint, commit, compare, completions, convert, create, demo,
+    info, map, measure, rebase, resize, restore, serve, snapshot,
 };
 use crate::exit::{Exit, Outcome};
 use crate::out::{self, Form, Out};
@@ -60,6 +60,7 @@ enum Command {
     Checkpoint(checkpoint::Checkpoint),
     Backup(backup::Backup),
     Resize(resize::Resize),
+    Amend(amend::Amend),
     Restore(restore::Restore),
     Verify(restore::Verify),
     Catalogue(restore::Catalogue),
@@ -100,6 +101,7 @@ fn run() -> Outcome {
         Command::Checkpoint(command) => command.run(&mut out),
         Command::Backup(command) => command.run(&mut out),
         Command::Resize(command) => command.run(&mut out),
+        Command::Amend(command) => command.run(&mut out),
         Command::Restore(command) => command.run(&mut out),
         Command::Verify(command) => command.run(&mut out),
         Command::Catalogue(command) => command.run(&mut out),

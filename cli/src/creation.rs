@@ -352,12 +352,23 @@ pub(crate) fn wants_help(arguments: &[String]) -> bool {
         .any(|argument| matches!(argument.as_str(), "help" | "?"))
 }
 
+/// Whether `-o` knows this option.
+pub(crate) fn has_option(name: &str) -> bool {
+    OPTIONS.iter().any(|row| row.name == name)
+}
+
 /// The options as `-o help` lists them.
 pub(crate) fn help() -> String {
+    let names: Vec<&str> = OPTIONS.iter().map(|row| row.name).collect();
+    help_of(&names)
+}
+
+/// The same for some of them.
+pub(crate) fn help_of(names: &[&str]) -> String {
     let mut text = String::from("Supported qcow2 options:\n");
-    for row in OPTIONS {
+    for row in OPTIONS.iter().filter(|row| names.contains(&row.name)) {
         let option = format!("{}={}", row.name, row.value);
-        text.push_str(&format!("  {option:<28} - {}\n", row.help));
+        text.push_str(&format!("  {option:<24} - {}\n", row.help));
     }
     text
 }

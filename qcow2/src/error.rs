@@ -297,6 +297,9 @@ pub enum Mistake {
     /// A write to an image that was opened for reading.
     #[error("the image was opened read-only")]
     ReadOnly,
+    /// A change that a damaged image does not bear.
+    #[error("the image is damaged: `check` says how, `check --repair all` mends it")]
+    Damaged,
     /// An earlier failure left the state in memory ahead of the disk.
     #[error("an earlier write of metadata failed; close the image and open it again")]
     Poisoned,

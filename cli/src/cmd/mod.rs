@@ -1,5 +1,6 @@
 //! One file a command: its options, what it does, what it answers.
 
+pub(crate) mod amend;
 pub(crate) mod backup;
 pub(crate) mod bitmap;
 pub(crate) mod check;

@@ -10,6 +10,7 @@
 //! Counts and exit codes are those of `qemu-img check`; where we see more, or go on where QEMU
 //! gives up, `docs/testing.md` lists it.
 
+mod amend;
 mod bitmaps;
 mod counts;
 mod l2;
@@ -26,6 +27,7 @@ mod snapshots;
 use std::collections::BTreeMap;
 use std::ops::Range;
 
+pub use self::amend::{Amend, amend};
 pub(crate) use self::plain::{USUAL_ORDER, counts_enough};
 pub(crate) use self::references::References;
 pub use self::repair::{Loss, Repair, RepairReport, repair};

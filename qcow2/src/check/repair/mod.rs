@@ -160,6 +160,24 @@ fn repair_structures(image: &Image, what: Repair, losses: &mut Vec<Loss>) -> Res
     Ok(Progress::Header)
 }
 
+/// Publishes another header of a sound image, with refcounts of its width.
+///
+/// # Errors
+/// Bitmaps that are stale, more references to a cluster than can be counted, no room, all before
+/// the first write; I/O.
+pub(super) fn republish(image: &Image, header: &Header) -> Result<()> {
+    let found = directory::read(image)?;
+    let mut census = Census::unlimited(image.file(), &image.header())?;
+    census.count_all(image, &image.header(), found.place, &found.entries);
+    let stale = |entry: &extension::Extension| entry.kind == extension::BITMAPS;
+    let is_stale = image.first_cluster().others().iter().any(stale);
+    let salvage = Salvage::plan(image, &census, found)?;
+    if is_stale || salvage.changed || !salvage.losses.is_empty() {
+        return Err(image.file().invalid(Mistake::Damaged));
+    }
+    publish::publish(image, header, salvage).map(drop)
+}
+
 /// Whether something is referred to that no refcount block counts.
 fn has_uncounted(census: &Census<'_>, counted: &Counted) -> bool {
     let per_block = census.geometry.refcounts_per_block();

@@ -8,7 +8,7 @@ use super::{Loss, clusters_of, refuse_overflowed};
 use crate::bitmaps::{BitmapInfo, proof};
 use crate::check::Census;
 use crate::convert::{to_u32, to_u64};
-use crate::error::Result;
+use crate::error::{Mistake, Result};
 use crate::format::bitmap::{
     BitmapsExtension, DirectoryEntry, TableEntry, decode_directory, encode_directory, encode_table,
 };
@@ -20,8 +20,8 @@ use crate::image::Image;
 use crate::image::first_cluster::Content;
 use crate::units::{HostCluster, HostOffset};
 
-/// Writes refcounts of everything, and the directory if it changed, and publishes both; returns
-/// what was lost.
+/// Writes refcounts of everything, of the width that `header` has, and the directory if it changed,
+/// and publishes both with that header; returns what was lost.
 pub(super) fn publish(image: &Image, header: &Header, salvage: Salvage) -> Result<Vec<Loss>> {
     let Salvage {
         mut kept,
@@ -30,14 +30,7 @@ pub(super) fn publish(image: &Image, header: &Header, salvage: Salvage) -> Resul
     } = salvage;
     let file = image.file();
     let geometry = image.geometry();
-    let mut census = Census::new(file, header)?;
-    census.count_contents(image, header);
-    count_kept(&mut census, image, &kept, changed);
-    refuse_overflowed(image, &census)?;
-    if census.unfollowed {
-        let table = census.read_refcount_table(header);
-        census.keep_unexplained(&table)?;
-    }
+    let mut census = census_to_be(image, header, &kept, changed)?;
     let mut room = NewClusters::default();
     let new_tables: Vec<u64> = kept
         .iter()
@@ -73,9 +66,12 @@ pub(super) fn publish(image: &Image, header: &Header, salvage: Salvage) -> Resul
     let stale = forget_stale(image)?;
     let mut next = if changed {
         let bitmaps = (!entries.is_empty()).then_some(extension);
-        content(image, &entries, bitmaps, &mut losses)
+        content(image, header, &entries, bitmaps, &mut losses)
     } else {
-        image.first_cluster().content().clone()
+        Content {
+            header: header.clone(),
+            ..image.first_cluster().content().clone()
+        }
     };
     next.header.refcount_table_offset = geometry.host_offset(HostCluster(place.table.start));
     next.header.refcount_table_clusters = to_u32(place.table.end - place.table.start);
@@ -93,6 +89,30 @@ pub(super) fn publish(image: &Image, header: &Header, salvage: Salvage) -> Resul
     file.barrier()?;
     image.first_cluster().commit(file, next)?;
     Ok(losses)
+}
+
+/// Counts what will be referred to, as refcounts of that header's width hold it.
+fn census_to_be<'a>(
+    image: &'a Image,
+    header: &Header,
+    kept: &[Kept],
+    changed: bool,
+) -> Result<Census<'a>> {
+    let file = image.file();
+    let mut census = Census::new(file, header)?;
+    census.count_contents(image, header);
+    count_kept(&mut census, image, kept, changed);
+    refuse_overflowed(image, &census)?;
+    let same_width = header.geometry.refcount_order == image.geometry().refcount_order;
+    if !same_width && (census.unfollowed || census.report.check_errors > 0) {
+        // What was not seen cannot be kept by its old count.
+        return Err(file.invalid(Mistake::Damaged));
+    }
+    if census.unfollowed {
+        let table = census.read_refcount_table(header);
+        census.keep_unexplained(&table)?;
+    }
+    Ok(census)
 }
 
 /// Clusters of the new region, handed out one behind the other.
@@ -155,11 +175,13 @@ fn write_padded(image: &Image, mut bytes: Vec<u8>, at: HostOffset) -> Result<()>
 /// missing.
 fn content(
     image: &Image,
+    header: &Header,
     entries: &[DirectoryEntry],
     bitmaps: Option<BitmapsExtension>,
     losses: &mut Vec<Loss>,
 ) -> Content {
     let mut next = image.first_cluster().content().clone();
+    next.header = header.clone();
     next.bitmaps = bitmaps;
     match bitmaps {
         Some(_) => next.header.autoclear |= autoclear::BITMAPS,
@@ -184,7 +206,7 @@ fn content(
 pub(super) fn drop_bitmaps(image: &Image) -> Result<Vec<Loss>> {
     let mut losses = Vec::new();
     let stale = forget_stale(image)?;
-    let next = content(image, &[], None, &mut losses);
+    let next = content(image, &image.header(), &[], None, &mut losses);
     losses.extend(stale.into_iter().map(Loss::Stale));
     image.first_cluster().check_room(image.file(), &next)?;
     image.first_cluster().commit(image.file(), next)?;
