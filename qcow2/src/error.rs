@@ -224,9 +224,6 @@ pub enum Feature {
          what is wrong, `check --repair all` mends it"
     )]
     Dirty,
-    /// Extended L2 entries together with an external data file, when opened for writing.
-    #[error("extended L2 entries with an external data file can be read but not written")]
-    SubclustersOutside,
     /// Persistent bitmaps in a version 2 image.
     #[error("version 2 images cannot hold persistent bitmaps; convert to version 3 (compat=1.1)")]
     BitmapsInVersion2,

@@ -117,9 +117,6 @@ impl CreateOptions {
         if self.extended_l2 && self.cluster_bits < limits::MIN_EXTENDED_CLUSTER_BITS {
             return problem("extended_l2", "needs a cluster_size of at least 16k");
         }
-        if self.extended_l2 && self.data_file.is_some() {
-            return problem("extended_l2", "cannot be combined with a data_file here");
-        }
         let placed = self.preallocation != Preallocation::Off;
         if placed && self.backing.is_some() && !self.extended_l2 {
             return problem(

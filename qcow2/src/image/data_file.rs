@@ -18,6 +18,7 @@ use crate::cache::L2Table;
 use crate::error::{Damage, Feature, Result};
 use crate::format::extension;
 use crate::format::header::Header;
+use crate::format::part::Part;
 use crate::format::table::{L2Entry, RawL2};
 use crate::image::file::ImageFile;
 use crate::storage::FileIdentity;
@@ -262,8 +263,10 @@ impl Image {
     pub(super) fn discard_outside(&self, old: &[L2Entry]) {
         let Some(data) = self.external() else { return };
         for entry in old {
-            if let L2Entry::Normal { offset, .. } = entry {
-                let len = self.room_for_data(*offset, 1);
+            if let L2Entry::Normal { .. } | L2Entry::Partial { .. } = entry
+                && let Some(offset) = entry.host_cluster()
+            {
+                let len = self.room_for_data(offset, 1);
                 // Space that cannot be given back is only space.
                 let _ = data.file.storage().discard(offset.0, len);
             }
@@ -282,13 +285,26 @@ impl Image {
         let mut raw = Vec::new();
         for (cluster, entry) in (cluster.0..).zip(old) {
             let start = HostOffset(cluster << self.geometry.cluster_bits);
-            if !matches!(entry, L2Entry::Normal { .. }) {
-                self.zero_data(start.0, self.room_for_data(start, 1))?;
-            }
+            self.zero_absent(start, entry)?;
             raw.push(RawL2::normal(start, &self.geometry));
         }
         self.tables.set(number, table, slot, &raw);
         self.sync()
+    }
+
+    /// Writes zeros where the cluster at `start` holds no data.
+    fn zero_absent(&self, start: HostOffset, entry: &L2Entry) -> Result<()> {
+        let room = self.room_for_data(start, 1);
+        let mut inside = 0;
+        while inside < room {
+            let (part, len) = entry.part(inside, &self.geometry);
+            let len = len.min(room - inside);
+            if !matches!(part, Part::Data(_)) {
+                self.zero_data(start.0 + inside, len)?;
+            }
+            inside += len;
+        }
+        Ok(())
     }
 
     /// Cuts the data file where the disk ends. One that cannot be cut, a block device, stays longer.

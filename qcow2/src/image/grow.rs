@@ -1,6 +1,6 @@
 //! A disk that gets longer: what it gains reads as zero, and has its place where that is asked.
 
-use super::preallocate::{Preallocation, vacant_entry};
+use super::preallocate::Preallocation;
 use super::{DROP, Image, NextMapping};
 use crate::alloc::HostRun;
 use crate::cache::L2Table;
@@ -171,7 +171,7 @@ impl Growth {
                 let raw = if image.names_backing() {
                     RawL2::normal(host, &geometry)
                 } else {
-                    vacant_entry(host, &geometry)
+                    image.vacant_entry(host)
                 };
                 set(cluster, raw);
             }

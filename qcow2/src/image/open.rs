@@ -287,9 +287,6 @@ fn refuse_unwritable(file: &ImageFile, first: &FirstCluster) -> Result<()> {
     if header.incompatible & incompatible::CORRUPT != 0 {
         return Err(file.damage(Damage::MarkedCorrupt));
     }
-    if header.geometry.external_data && header.geometry.extended_l2 {
-        return Err(file.unsupported(Feature::SubclustersOutside));
-    }
     data_file::refuse_contradictions(file, header)?;
     refuse_lost_keys(file, first)?;
     if header.snapshot_count != 0 && header.geometry.external_data {

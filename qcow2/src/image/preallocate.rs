@@ -11,7 +11,6 @@ use crate::alloc::HostRun;
 use crate::error::Result;
 use crate::format::subclusters::Subclusters;
 use crate::format::table::RawL2;
-use crate::geometry::Geometry;
 use crate::storage;
 use crate::units::{GuestCluster, HostOffset};
 
@@ -43,15 +42,16 @@ impl Preallocation {
     }
 }
 
-/// The entry of a cluster that has a place and reads as it does without it.
-pub(super) fn vacant_entry(host: HostOffset, geometry: &Geometry) -> RawL2 {
-    if geometry.extended_l2 {
-        return RawL2::partial(Some(host), true, Subclusters::UNALLOCATED);
-    }
-    RawL2::normal(host, geometry)
-}
-
 impl Image {
+    /// The entry of a cluster that has a place and reads as it does without it. In a raw data file it
+    /// is all data: there a subcluster would have to be mapped, durably, before it is written.
+    pub(super) fn vacant_entry(&self, host: HostOffset) -> RawL2 {
+        if self.geometry.extended_l2 && !self.keeps_raw() {
+            return RawL2::partial(Some(host), true, Subclusters::UNALLOCATED);
+        }
+        RawL2::normal(host, &self.geometry)
+    }
+
     /// Gives every cluster of a new disk its place.
     pub(super) fn preallocate_disk(&self, preallocation: Preallocation) -> Result<()> {
         if self.has_external_data() {
@@ -90,7 +90,7 @@ impl Image {
             }
             let raw: Vec<RawL2> = (0..run.clusters)
                 .map(|step| run.start.plus(step << self.geometry.cluster_bits))
-                .map(|host| vacant_entry(host, &self.geometry))
+                .map(|host| self.vacant_entry(host))
                 .collect();
             let (_, slot) = self.geometry.table_indexes(GuestCluster(at));
             self.tables.set(number, &table, slot, &raw);

@@ -3,10 +3,10 @@
 
 use tidemark_fixtures::oracle;
 use tidemark_fixtures::storage::{CrashOptions, CrashStorage, CrashWorld};
-use tidemark_qcow2::{CreateOptions, Image};
+use tidemark_qcow2::Image;
 
 use crate::common::{add_bitmap, assert_covers, read_all};
-use crate::{assert_qemu_reads, beside, open, options};
+use crate::{SHAPES, Shape, assert_qemu_reads, beside, open};
 
 const SIZE: usize = 6 << 20;
 
@@ -18,12 +18,9 @@ struct Session {
 }
 
 impl Session {
-    fn start(cluster_bits: u32, raw: bool) -> Self {
+    fn start(shape: Shape) -> Self {
         let size = u64::try_from(SIZE).unwrap();
-        let options = CreateOptions {
-            cluster_bits,
-            ..options(size, raw)
-        };
+        let options = shape.options(size);
         let (storage, data) = (
             CrashStorage::new(Vec::new()),
             CrashStorage::new(vec![0xee; 9000]),
@@ -146,8 +143,8 @@ impl Session {
 #[test]
 fn every_crash_of_image_and_data_file_leaves_a_sound_disk() {
     let mut total = (0, 0);
-    for (cluster_bits, raw) in [(12, false), (12, true), (16, false), (16, true)] {
-        let mut session = Session::start(cluster_bits, raw);
+    for shape in SHAPES {
+        let mut session = Session::start(shape);
         session.write(12_345, 30_000, 1);
         session.write(300_000, 5_000, 2);
         session.flush();
@@ -163,8 +160,8 @@ fn every_crash_of_image_and_data_file_leaves_a_sound_disk() {
         session.flush();
         session.write(3 << 20, 20_000, 8);
         session.close();
-        let (points, pairs) = session.sweep(raw);
-        println!("clusters 2^{cluster_bits}, raw {raw}: {points} crash points, {pairs} pairs");
+        let (points, pairs) = session.sweep(shape.raw);
+        println!("{shape:?}: {points} crash points, {pairs} pairs");
         total = (total.0 + points, total.1 + pairs);
     }
     println!(

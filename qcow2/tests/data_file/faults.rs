@@ -2,20 +2,17 @@
 
 use tidemark_fixtures::oracle;
 use tidemark_fixtures::storage::{CallKind, CrashStorage, Fault, FaultyStorage};
-use tidemark_qcow2::{CreateOptions, Image, Result};
+use tidemark_qcow2::{Image, Result};
 
 use crate::common::{add_bitmap, assert_covers, read_all};
-use crate::{assert_qemu_reads, beside, open, options};
+use crate::{SHAPES, Shape, assert_qemu_reads, beside, open};
 
 const SIZE: usize = 3 << 20;
 
 /// Bytes of both files of a disk with some data and a bitmap.
-fn base(cluster_bits: u32, raw: bool) -> (Vec<u8>, Vec<u8>) {
+fn base(shape: Shape) -> (Vec<u8>, Vec<u8>) {
     let (storage, data) = (CrashStorage::new(Vec::new()), CrashStorage::new(Vec::new()));
-    let options = CreateOptions {
-        cluster_bits,
-        ..options(u64::try_from(SIZE).unwrap(), raw)
-    };
+    let options = shape.options(u64::try_from(SIZE).unwrap());
     let image = Image::create(Box::new(storage.clone()), &options, beside(data.clone()));
     let image = image.unwrap();
     image.write(&vec![0xaa; 200_000], 10_000).unwrap();
@@ -81,8 +78,8 @@ fn session(image: Result<Image>, start: &[u8]) -> Knowledge {
     known
 }
 
-fn sweep(cluster_bits: u32, raw: bool, kinds: &'static [CallKind], outside: bool) -> usize {
-    let (image_bytes, data_bytes) = base(cluster_bits, raw);
+fn sweep(shape: Shape, kinds: &'static [CallKind], outside: bool) -> usize {
+    let (image_bytes, data_bytes) = base(shape);
     let start = {
         let image = open(
             CrashStorage::new(image_bytes.clone()),
@@ -104,9 +101,7 @@ fn sweep(cluster_bits: u32, raw: bool, kinds: &'static [CallKind], outside: bool
             break;
         }
         calls += 1;
-        let what = format!(
-            "clusters 2^{cluster_bits}, raw {raw}, outside {outside}, call {at} of {kinds:?}"
-        );
+        let what = format!("{shape:?}, outside {outside}, call {at} of {kinds:?}");
         let excused = kinds.contains(&CallKind::Discard);
         assert!(known.errors > 0 || excused, "{what}: swallowed");
         let [image_after, data_after] = below.map(|storage| storage.to_bytes());
@@ -121,7 +116,7 @@ fn sweep(cluster_bits: u32, raw: bool, kinds: &'static [CallKind], outside: bool
             assert!(told, "{what}: byte {place:#x} is {byte:#x}");
         }
         assert_covers(&image.load_bitmap("b").unwrap(), &start, &content, &what);
-        if raw {
+        if shape.raw {
             assert!(data_after == content, "{what}: the file is not the disk");
         }
         if oracle::available() && at % 16 == 3 {
@@ -134,7 +129,7 @@ fn sweep(cluster_bits: u32, raw: bool, kinds: &'static [CallKind], outside: bool
 #[test]
 fn every_failed_call_to_either_file_surfaces_and_leaves_a_sound_disk() {
     let mut runs = 0;
-    for (cluster_bits, raw) in [(12, false), (12, true), (16, false), (16, true)] {
+    for shape in SHAPES {
         for outside in [false, true] {
             for kinds in [
                 &[CallKind::Read][..],
@@ -143,7 +138,7 @@ fn every_failed_call_to_either_file_surfaces_and_leaves_a_sound_disk() {
                 &[CallKind::Discard],
                 &[CallKind::Flush],
             ] {
-                runs += sweep(cluster_bits, raw, kinds, outside);
+                runs += sweep(shape, kinds, outside);
             }
         }
     }

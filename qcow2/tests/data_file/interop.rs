@@ -7,11 +7,12 @@ use tidemark_fixtures::corrupt::{get_u64, set_u64};
 use tidemark_fixtures::ops::fill;
 use tidemark_fixtures::oracle::{qemu_img, qemu_io};
 use tidemark_fixtures::require_qemu;
-use tidemark_qcow2::{CreateOptions, DataFileReference, FileStorage, Image};
+use tidemark_qcow2::{FileStorage, Image};
 
 use crate::common::{
     add_bitmap, alone, assert_covers, create_file, open_file, read_all, reading, writing,
 };
+use crate::{Shape, shape};
 
 const SIZE: u64 = (5 << 20) + 512;
 
@@ -36,31 +37,28 @@ impl Desk {
         }
     }
 
-    fn made_by_qemu(cluster_size: &str, raw: bool) -> Self {
+    fn made_by_qemu(cluster_size: &str, raw: bool, extended: bool) -> Self {
         let desk = Self::new();
         let name = desk.data.display().to_string();
-        let raw = if raw { "on" } else { "off" };
+        let switch = |on| if on { "on" } else { "off" };
         let options = [
             ("data_file", name.as_str()),
-            ("data_file_raw", raw),
+            ("data_file_raw", switch(raw)),
+            ("extended_l2", switch(extended)),
             ("cluster_size", cluster_size),
         ];
         qemu_img::create(&desk.image, SIZE, &options);
         desk
     }
 
-    fn made_by_us(cluster_bits: u32, raw: bool) -> Self {
+    fn made_by_us(shape: Shape) -> Self {
         let desk = Self::new();
         // QEMU takes a relative name from where it runs, not from where the image lies.
         let name = desk.data.display().to_string();
-        let options = CreateOptions {
-            cluster_bits,
-            data_file: Some(DataFileReference {
-                name: name.into_bytes(),
-                raw,
-            }),
-            ..CreateOptions::new(SIZE)
-        };
+        let mut options = shape.options(SIZE);
+        if let Some(reference) = &mut options.data_file {
+            reference.name = name.into_bytes();
+        }
         FileStorage::create(&desk.data).unwrap();
         create_file(&desk.image, &options).close().unwrap();
         desk
@@ -173,10 +171,19 @@ fn images_that_qemu_made_are_used_in_turns() {
     let _alone = alone();
     let mut cases = 0;
     for raw in [false, true] {
-        for cluster_size in ["512", "4k", "64k", "2M"] {
-            let desk = Desk::made_by_qemu(cluster_size, raw);
+        for (cluster_size, extended) in [
+            ("512", false),
+            ("4k", false),
+            ("64k", false),
+            ("2M", false),
+            ("16k", true),
+            ("64k", true),
+            ("2M", true),
+        ] {
+            let desk = Desk::made_by_qemu(cluster_size, raw, extended);
             assert_eq!(desk.is_raw(), raw);
-            take_turns(&desk, &format!("clusters {cluster_size}, raw {raw}"));
+            let what = format!("clusters {cluster_size}, raw {raw}, extended {extended}");
+            take_turns(&desk, &what);
             assert_eq!(desk.is_raw(), raw, "the raw bit is kept");
             cases += 1;
         }
@@ -190,9 +197,18 @@ fn images_that_we_made_are_used_in_turns() {
     let _alone = alone();
     let mut cases = 0;
     for raw in [false, true] {
-        for cluster_bits in [9, 12, 16, 21] {
-            let desk = Desk::made_by_us(cluster_bits, raw);
-            take_turns(&desk, &format!("clusters 2^{cluster_bits}, raw {raw}"));
+        for (cluster_bits, extended) in [
+            (9, false),
+            (12, false),
+            (16, false),
+            (21, false),
+            (14, true),
+            (16, true),
+            (21, true),
+        ] {
+            let shape = shape(cluster_bits, raw, extended);
+            let desk = Desk::made_by_us(shape);
+            take_turns(&desk, &format!("{shape:?}"));
             assert_eq!(desk.is_raw(), raw, "the raw bit is kept");
             cases += 1;
         }
@@ -224,7 +240,7 @@ fn damage_is_counted_as_qemu_counts_it() {
     require_qemu!();
     const COPIED: u64 = 1 << 63;
     let _alone = alone();
-    let desk = Desk::made_by_qemu("4k", false);
+    let desk = Desk::made_by_qemu("4k", false, false);
     qemu_io::commands(&desk.image, &["write -P 1 0 40k"]);
     let healthy = std::fs::read(&desk.image).unwrap();
     let l2 = first_l2(&healthy);

@@ -49,6 +49,42 @@ fn open(
     Image::open(Box::new(image), beside(data))
 }
 
+/// What an image is like.
+#[derive(Clone, Copy, Debug)]
+struct Shape {
+    cluster_bits: u32,
+    raw: bool,
+    extended_l2: bool,
+}
+
+const fn shape(cluster_bits: u32, raw: bool, extended_l2: bool) -> Shape {
+    Shape {
+        cluster_bits,
+        raw,
+        extended_l2,
+    }
+}
+
+/// Those that the sweeps try.
+const SHAPES: [Shape; 6] = [
+    shape(12, false, false),
+    shape(12, true, false),
+    shape(16, false, false),
+    shape(16, true, false),
+    shape(14, false, true),
+    shape(14, true, true),
+];
+
+impl Shape {
+    fn options(self, size: u64) -> CreateOptions {
+        CreateOptions {
+            cluster_bits: self.cluster_bits,
+            extended_l2: self.extended_l2,
+            ..options(size, self.raw)
+        }
+    }
+}
+
 fn options(size: u64, raw: bool) -> CreateOptions {
     CreateOptions {
         data_file: Some(DataFileReference {

@@ -5,10 +5,10 @@ use tidemark_fixtures::model::DiskModel;
 use tidemark_fixtures::ops::{Op, fill, ops};
 use tidemark_fixtures::oracle;
 use tidemark_fixtures::storage::CrashStorage;
-use tidemark_qcow2::{CreateOptions, Image};
+use tidemark_qcow2::Image;
 
 use crate::common::{add_bitmap, assert_covers, read_all};
-use crate::{assert_qemu_reads, beside, open, options};
+use crate::{Shape, assert_qemu_reads, beside, open, shape};
 
 const SIZE: u64 = (3 << 20) + 512;
 
@@ -27,11 +27,8 @@ fn apply(image: &Image, model: &mut DiskModel, op: &Op) {
     }
 }
 
-fn run(cluster_bits: u32, raw: bool, list: &[Op], with_qemu: bool) {
-    let options = CreateOptions {
-        cluster_bits,
-        ..options(SIZE, raw)
-    };
+fn run(shape: Shape, list: &[Op], with_qemu: bool) {
+    let (options, raw) = (shape.options(SIZE), shape.raw);
     let mut storage = CrashStorage::new(Vec::new());
     // Old content of the file must never show.
     let mut data = CrashStorage::new(vec![0xee; 1 << 20]);
@@ -74,8 +71,9 @@ proptest! {
 
     #[test]
     fn random_operations_beside_a_data_file_agree_with_the_model(
-        cluster_bits in 9_u32..=18, raw: bool, list in ops(SIZE, 20)
+        cluster_bits in 9_u32..=18, raw: bool, extended: bool, list in ops(SIZE, 20)
     ) {
-        run(cluster_bits, raw, &list, oracle::available() && list.len() % 3 == 0);
+        let shape = shape(cluster_bits, raw, extended && cluster_bits >= 14);
+        run(shape, &list, oracle::available() && list.len() % 3 == 0);
     }
 }

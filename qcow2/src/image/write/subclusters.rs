@@ -41,6 +41,10 @@ impl Image {
         else {
             return Ok(0);
         };
+        if self.keeps_raw() {
+            let entry = self.changeable(table.entry(slot), cluster)?;
+            return self.map_raw(number, table, cluster, &[entry]).map(|()| 0);
+        }
         let bytes = self.geometry.subcluster_bytes();
         let inside = self.geometry.offset_in_cluster(offset);
         let stop = (inside + to_u64(data.len())).min(self.geometry.cluster_bytes());
