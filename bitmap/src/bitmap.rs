@@ -4,7 +4,7 @@ use std::fmt;
 use std::ops::Range;
 
 use crate::convert::to_u64;
-use crate::{Error, Page, Shape, words};
+use crate::{Error, Page, Shape, count, parallel, words};
 
 /// A set of granules of one disk, as a table of pages.
 ///
@@ -104,9 +104,13 @@ impl Bitmap {
 
     /// Set bits.
     pub fn count(&self) -> u64 {
-        (0..self.pages.len())
-            .map(|page| self.count_in_page(page))
-            .sum()
+        let page_bytes = self.shape.page_bytes();
+        parallel::sum(
+            self.pages.len(),
+            page_bytes,
+            parallel::pays(&[self]),
+            |page| self.count_in_page(page),
+        )
     }
 
     /// Bytes of the disk in dirty granules, clipped to the disk's end.
@@ -132,7 +136,7 @@ impl Bitmap {
         match &self.pages[page] {
             Page::Zeros => 0,
             Page::Ones => self.shape.bits_in_page(page),
-            Page::Bits(words) => words::count(words),
+            Page::Bits(words) => count::count(words),
         }
     }
 

@@ -43,6 +43,7 @@ mod algebra;
 mod bitmap;
 mod compare;
 mod convert;
+mod count;
 mod error;
 mod granularity;
 mod iter;

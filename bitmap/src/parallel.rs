@@ -25,6 +25,27 @@ pub(crate) fn pays(bitmaps: &[&Bitmap]) -> bool {
     bitmaps.iter().map(bits_bytes).sum::<usize>() >= WORTH_SHARING_BYTES
 }
 
+/// Adds up what `part` says of each page.
+pub(crate) fn sum(
+    pages: usize,
+    page_bytes: u32,
+    shared: bool,
+    part: impl Fn(usize) -> u64 + Sync + Send,
+) -> u64 {
+    if !shared {
+        return (0..pages).map(part).sum();
+    }
+    (0..pages)
+        .into_par_iter()
+        .with_min_len(pages_of_task(page_bytes))
+        .map(part)
+        .sum()
+}
+
+fn pages_of_task(page_bytes: u32) -> usize {
+    to_usize(u64::from((TASK_BYTES / page_bytes).max(1)))
+}
+
 /// Calls `work` with each page, its index and a scratch buffer that is kept from page to page.
 pub(crate) fn for_each_page<F>(pages: &mut [Page], page_bytes: u32, shared: bool, work: F)
 where
@@ -41,7 +62,7 @@ where
     pages
         .par_iter_mut()
         .enumerate()
-        .with_min_len(to_usize(u64::from((TASK_BYTES / page_bytes).max(1))))
+        .with_min_len(pages_of_task(page_bytes))
         .for_each_init(Vec::new, |scratch, (index, page)| {
             work(index, page, scratch)
         });

@@ -92,11 +92,6 @@ pub(crate) fn invert(words: &mut [u64]) {
     words.iter_mut().for_each(|word| *word = !*word);
 }
 
-/// Set bits.
-pub(crate) fn count(words: &[u64]) -> u64 {
-    words.iter().map(|word| u64::from(word.count_ones())).sum()
-}
-
 /// Whether every word is `value`. Looks at eight words at a time and stops at the first block
 /// that differs.
 pub(crate) fn all(words: &[u64], value: u64) -> bool {
@@ -189,7 +184,7 @@ mod tests {
         ] {
             let mut words = [0; 4];
             set(&mut words, start..end);
-            assert_eq!(count(&words), end - start);
+            assert_eq!(crate::count::count(&words), end - start);
             assert_eq!(find(&words, 0..256, true), (start < end).then_some(start));
             assert_eq!(find(&words, start..256, false), (end < 256).then_some(end));
             assert_eq!(nth(&words, 0), (start < end).then_some(start));
