@@ -3,33 +3,31 @@
 use std::ops::Range;
 
 use crate::convert::to_u64;
+use crate::turns::Turns;
 use crate::{Bitmap, Page, words};
 
 impl Bitmap {
     /// Maximal runs of dirty bytes of the disk, in order, the last clipped to the disk's end.
     pub fn dirty_ranges(&self) -> impl Iterator<Item = Range<u64>> {
         let bits = self.shape.bits();
-        let mut at = 0;
+        let mut turns = Turns::new(self);
         std::iter::from_fn(move || {
-            let start = self.find(at..bits, true)?;
-            let end = self.find(start..bits, false).unwrap_or(bits);
-            at = end;
-            Some(self.shape.bytes_of(start..end))
+            let start = turns.seek(true);
+            let end = turns.seek(false);
+            (start < bits).then(|| self.shape.bytes_of(start..end))
         })
     }
 
     /// The whole disk as maximal runs, alternately dirty (`true`) and clean, in order.
     pub fn runs(&self) -> impl Iterator<Item = (Range<u64>, bool)> {
         let bits = self.shape.bits();
-        let mut at = 0;
+        let mut turns = Turns::new(self);
+        let (mut at, mut is_dirty) = (0, turns.seek(true) == 0);
         std::iter::from_fn(move || {
-            if at == bits {
-                return None;
-            }
-            let start = at;
-            let is_dirty = self.bit(start);
-            at = self.find(start..bits, !is_dirty).unwrap_or(bits);
-            Some((self.shape.bytes_of(start..at), is_dirty))
+            let (start, was_dirty) = (at, is_dirty);
+            at = turns.seek(!was_dirty);
+            is_dirty = !was_dirty;
+            (start < bits).then(|| (self.shape.bytes_of(start..at), was_dirty))
         })
     }
 
@@ -67,11 +65,6 @@ impl Bitmap {
             return Some(bit << self.shape.granularity().bits());
         }
         None
-    }
-
-    /// Whether bit `bit`, which lies within the disk, is set.
-    fn bit(&self, bit: u64) -> bool {
-        self.pages[self.shape.page_of_bit(bit)].test(bit % self.shape.bits_per_page())
     }
 
     /// The first bit of a range that is dirty, or that is clean.

@@ -56,6 +56,7 @@ mod scale;
 mod serial;
 mod shape;
 mod shared;
+mod turns;
 mod words;
 
 pub use bitmap::Bitmap;

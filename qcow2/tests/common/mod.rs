@@ -8,6 +8,7 @@
 use std::path::Path;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
+use tidemark_fixtures::oracle;
 use tidemark_fixtures::storage::CrashStorage;
 use tidemark_qcow2::{
     CreateOptions, FileStorage, Granularity, Image, MemoryStorage, OpenOptions, PlainFiles, Result,
@@ -18,6 +19,8 @@ use tidemark_qcow2::{
 /// and so their locks, until it has become QEMU.
 pub(crate) fn alone() -> MutexGuard<'static, ()> {
     static TURN: Mutex<()> = Mutex::new(());
+    // Asks for QEMU's version the first time: no other test does so while this one has files open.
+    oracle::available();
     TURN.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
